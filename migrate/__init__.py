@@ -1,0 +1,1 @@
+"""Move a run: pack, verify, send, place, resume."""

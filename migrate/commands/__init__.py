@@ -1,0 +1,1 @@
+"""The verbs of migrate: options, wiring, printing. Nothing imports this package."""

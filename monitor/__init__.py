@@ -1,0 +1,1 @@
+"""Follow a run: its log, its numbers, its end."""

@@ -1,0 +1,1 @@
+"""The verbs of monitor: options, wiring, printing. Nothing imports this package."""

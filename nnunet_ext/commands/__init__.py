@@ -1,0 +1,1 @@
+"""The verbs of nnunet_ext: options, wiring, printing. Nothing imports this package."""

@@ -1,0 +1,1 @@
+"""The folder `nnUNet_extTrainer` points to: nothing here but re-exports."""
