@@ -30,6 +30,7 @@ class Verb:
 
 VERBS = (
     Verb("train", "nnunet_ext.commands.train", "Train", "Train with nnU-Net and nnx's powers, or continue."),
+    Verb("finish", "nnunet_ext.commands.finish", "Train", "Close a run: choose its final checkpoint, validate it."),
     Verb("runs", "nnunet_ext.commands.runs", "Look", "Every run: epoch, EMA, checkpoints, running or not."),
     Verb("doctor", "nnunet_ext.commands.doctor", "Look", "Is this machine, or a run's dataset, fit to train?"),
 )

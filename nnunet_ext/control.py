@@ -69,11 +69,11 @@ class Control:
         known = self._read("run.json")
         return None if known is None else str(known["run_id"])
 
-    def identify(self, run: Run) -> str:
-        """The run's identity, made now when it has none."""
+    def identify(self, run: Run, run_id: str | None = None) -> str:
+        """The run's identity; when it has none here, `run_id` (from a checkpoint that moved), else a new one."""
         known = self.run_id()
         if known is None:
-            known = secrets.token_hex(8)
+            known = run_id or secrets.token_hex(8)
             self._write("run.json", {"run_id": known, **dataclasses.asdict(run), "created_at": self._now()})
         return known
 

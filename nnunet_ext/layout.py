@@ -38,6 +38,9 @@ class Layout(Generic[P]):
     def raw_dataset(self, dataset: str) -> P:
         return self.raw / dataset
 
+    def raw_labels(self, dataset: str) -> P:
+        return self.raw_dataset(dataset) / "labelsTr"
+
     def preprocessed_dataset(self, dataset: str) -> P:
         return self.preprocessed / dataset
 
@@ -89,6 +92,14 @@ class Layout(Generic[P]):
     def validation_summary(self, run: Run) -> P:
         return self.validation_folder(run) / "summary.json"
 
+    def validation_record(self, run: Run) -> P:
+        """What nnx remembers of the results in the validation folder."""
+        return self.control_folder(run) / "validation.json"
+
+    def validation_aside(self, run: Run, when: str) -> P:
+        """Where results that belong to another checkpoint are kept."""
+        return self.control_folder(run) / "previous" / f"validation_{when}"
+
     def stage_predictions(self, run: Run, next_stage: str) -> P:
         """What `run`'s final validation predicts for the cascade's `next_stage`, all folds in one folder."""
         return self.trained_folder(run) / "predicted_next_stage" / next_stage
@@ -124,8 +135,11 @@ class Layout(Generic[P]):
 
     def logs(self, run: Run, host: Host) -> list[P]:
         """The training logs of a fold, oldest start first (month and day are not padded: sorted as numbers)."""
-        names = [entry.name for entry in host.list(self.fold_folder(run)) if _LOG.fullmatch(entry.name)]
-        return [self.fold_folder(run) / name for name in sorted(names, key=_started)]
+        folder = self.fold_folder(run)
+        if host.stat(folder) is None:
+            return []
+        names = [entry.name for entry in host.list(folder) if _LOG.fullmatch(entry.name)]
+        return [folder / name for name in sorted(names, key=_started)]
 
 
 def run_of_fold_folder(folder: PurePath) -> Run | None:
@@ -164,6 +178,12 @@ def case_files(case: str, ending: str) -> tuple[str, ...]:
     """The files of one preprocessed case in a data folder, by the ending (one of DATA_ENDINGS) of the first
     (save_case in nnunetv2/training/dataloading/nnunet_dataset.py)."""
     return (f"{case}.b2nd", f"{case}_seg.b2nd", f"{case}.pkl") if ending == ".b2nd" else (f"{case}.npz", f"{case}.pkl")
+
+
+def prediction_files(case: str, file_ending: str, with_probabilities: bool) -> tuple[str, ...]:
+    """The files of one predicted case in a validation folder, the segmentation first (export_prediction_from_logits
+    in nnunetv2/inference/export_prediction.py writes it last)."""
+    return (f"{case}{file_ending}", *((f"{case}.npz", f"{case}.pkl") if with_probabilities else ()))
 
 
 def layout_of_fold_folder(folder: Path, layout: Layout[Path]) -> Layout[Path]:

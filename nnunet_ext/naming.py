@@ -37,16 +37,25 @@ def find_run(name: Name, layout: Layout[Path], host: Host) -> Found:
     if len(name.words) == 1:
         return _by_path(Path(name.words[0]), layout, host)
     if len(name.words) == 3:
-        run = _by_words(name, layout, host)
+        run = run_of_words(name, layout, host)
         if host.stat(layout.fold_folder(run)) is None:
             raise _no_such_run(run, list(layout.runs(host)))
         return Found(run, layout)
     if name.words:
-        raise Usage(f"'{' '.join(name.words)}' does not name a run.", HOW)
+        raise _unnamed(name)
     matching = [
         run for run in layout.runs(host) if name.trainer in (None, run.trainer) and name.plans in (None, run.plans)
     ]
     return Found(the_only(matching, f"under {layout.results}"), layout)
+
+
+def run_of_words(name: Name, layout: Layout[Path], host: Host) -> Run:
+    """The run that DATASET CONFIGURATION FOLD name, whether it has begun or not. Raises NoSuchRun, Usage."""
+    if len(name.words) != 3:
+        raise _unnamed(name)
+    dataset, configuration, fold = name.words
+    trainer, plans = name.trainer or DEFAULT_TRAINER, name.plans or DEFAULT_PLANS
+    return Run(find_dataset(dataset, layout, host), configuration, parse_fold(fold), trainer, plans)
 
 
 def the_only(runs: Sequence[Run], where: str) -> Run:
@@ -82,33 +91,22 @@ def near(word: str, names: Iterable[str]) -> str:
     return f"There is: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}." if known else ""
 
 
+def _unnamed(name: Name) -> Usage:
+    return Usage(f"'{' '.join(name.words)}' does not name a run.", HOW)
+
+
 def _by_path(path: Path, layout: Layout[Path], host: Host) -> Found:
     folder = path.expanduser().absolute()
     run = run_of_fold_folder(folder)
     if host.stat(folder) is None:
         looks_like_a_path = "/" in str(path) or run is not None
-        raise (
-            NoSuchRun(f"There is no folder {path}.", HOW)
-            if looks_like_a_path
-            else Usage(f"'{path}' does not name a run.", HOW)
-        )
+        raise (NoSuchRun(f"There is no folder {path}.", HOW) if looks_like_a_path else _unnamed(Name((str(path),))))
     if run is None:
         raise NoSuchRun(
             f"{path} is not a fold folder.",
             "A fold folder is .../DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION/fold_N.",
         )
     return Found(run, layout_of_fold_folder(folder, layout))
-
-
-def _by_words(name: Name, layout: Layout[Path], host: Host) -> Run:
-    dataset, configuration, fold = name.words
-    return Run(
-        find_dataset(dataset, layout, host),
-        configuration,
-        parse_fold(fold),
-        name.trainer or DEFAULT_TRAINER,
-        name.plans or DEFAULT_PLANS,
-    )
 
 
 def _no_such_run(run: Run, known: Sequence[Run]) -> NoSuchRun:

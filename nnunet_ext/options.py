@@ -67,17 +67,25 @@ def as_json(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
 
-def in_layout(function: F) -> F:
-    """--raw, --preprocessed and --results; the verb is given a Layout as `layout`."""
+def folder_options(function: F) -> F:
+    """--raw, --preprocessed and --results; the verb is given what was typed as `folders`."""
 
     @click.option("--raw", metavar="DIR", help=f"Instead of ${ROOTS[0]}.")
     @click.option("--preprocessed", metavar="DIR", help=f"Instead of ${ROOTS[1]}.")
     @click.option("--results", metavar="DIR", help=f"Instead of ${ROOTS[2]}.")
-    def with_layout(*args: Any, raw: str | None, preprocessed: str | None, results: str | None, **kwargs: Any) -> Any:
-        typed = {"raw": raw, "preprocessed": preprocessed, "results": results}
-        return function(*args, layout=layout_from(typed), **kwargs)
+    def with_folders(*args: Any, raw: str | None, preprocessed: str | None, results: str | None, **kwargs: Any) -> Any:
+        return function(*args, folders={"raw": raw, "preprocessed": preprocessed, "results": results}, **kwargs)
 
-    return _dressed(function, with_layout)
+    return _dressed(function, with_folders)
+
+
+def in_layout(function: F) -> F:
+    """The folder options; the verb is given a Layout as `layout`."""
+
+    def with_layout(*args: Any, folders: dict[str, str | None], **kwargs: Any) -> Any:
+        return function(*args, layout=layout_from(folders), **kwargs)
+
+    return folder_options(_dressed(function, with_layout))
 
 
 def training_settings(function: F) -> F:
@@ -104,7 +112,12 @@ def dry_run(function: F) -> F:
 
 
 def naming_a_run(function: F) -> F:
-    """RUN, -tr and -p; the verb is given a Name as `name`. Implies `in_layout`."""
+    """RUN and the folders it lies in; the verb is given a Name as `name` and a Layout as `layout`."""
+    return in_layout(run_words(function))
+
+
+def run_words(function: F) -> F:
+    """RUN, -tr and -p; the verb is given a Name as `name`."""
 
     @click.argument("words", metavar="[RUN]", nargs=-1, shell_complete=_complete)
     @click.option("-tr", "trainer", metavar="TRAINER", help="Trainer class, as for nnUNetv2_train.")
@@ -112,7 +125,7 @@ def naming_a_run(function: F) -> F:
     def with_name(*args: Any, words: tuple[str, ...], trainer: str | None, plans: str | None, **kwargs: Any) -> Any:
         return function(*args, name=Name(words, trainer, plans), **kwargs)
 
-    return in_layout(_dressed(function, with_name))
+    return _dressed(function, with_name)
 
 
 def layout_from(typed: dict[str, str | None]) -> Layout[Path]:
@@ -138,7 +151,8 @@ def _dressed(function: F, wrapper: Callable[..., Any]) -> F:
     """Carry a verb's name, help and earlier options over to its wrapper."""
     wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
     earlier = getattr(function, "__click_params__", [])
-    wrapper.__click_params__ = earlier + wrapper.__click_params__  # type: ignore[attr-defined]
+    own = getattr(wrapper, "__click_params__", [])
+    wrapper.__click_params__ = earlier + own  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
 
 

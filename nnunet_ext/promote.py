@@ -53,7 +53,7 @@ def writing_place(target: Path) -> Path:
 
 
 def install(beside: Path, target: Path) -> None:
-    """Check the bytes of a finished file, keep the generation before, and give the new one its name.
+    """Check the bytes of a finished file, give it its name, and keep the generation before.
 
     Raises Damaged when what was written is not whole; `target` is then untouched.
     """
@@ -65,31 +65,27 @@ def install(beside: Path, target: Path) -> None:
     problem = whole(beside)
     if problem is not None:
         raise Damaged(f"What was just written is damaged: {problem}.", "Is the disk full or failing?")
-    keep_previous(target)
+    held = _held(target)
     replace_durably(beside, target)
+    if held is not None:
+        held.replace(previous_of(target))
 
 
-def keep_previous(target: Path) -> None:
-    """Keep the file that is about to be replaced. A hard link is enough, because the replacement is a new file; it is
-    undone by `part_from_previous` when a crash comes between the two."""
+def _held(target: Path) -> Path | None:
+    """A second name for the file that is about to be replaced, None when there is none yet. A hard link is enough,
+    because the replacement is a new file.
+
+    It becomes the previous generation only after the replacement. Were it that before, a crash between the two would
+    leave one file under both names, and nnU-Net, which writes in place, would destroy both at once.
+    """
     previous = previous_of(target)
     previous.parent.mkdir(parents=True, exist_ok=True)
-    beside = previous.with_name(f"{previous.name}.part")
-    beside.unlink(missing_ok=True)
+    held = previous.with_name(f"{previous.name}.part")
+    held.unlink(missing_ok=True)
     try:
-        os.link(target, beside)
+        os.link(target, held)
     except FileNotFoundError:
-        return
+        return None
     except OSError:  # a file system without hard links
-        shutil.copyfile(target, beside)
-    beside.replace(previous)
-    beside.unlink(missing_ok=True)  # rename does nothing when both names are one file already
-
-
-def part_from_previous(target: Path) -> None:
-    """A crash between keeping and replacing leaves one file under two names, and nnU-Net, which writes in place, would
-    destroy both at once: forget the second name."""
-    previous = previous_of(target)
-    with contextlib.suppress(FileNotFoundError):
-        if previous.samefile(target):
-            previous.unlink()
+        shutil.copyfile(target, held)
+    return held

@@ -45,15 +45,10 @@ def is_running(run: Run, layout: Layout[Path], stock: Sequence[StockTraining]) -
 
 
 def stock_trainings() -> list[StockTraining]:
-    """Every `nnUNetv2_train` on this machine; its augmentation workers, forked with the same command line, left out."""
-    found: dict[int, StockTraining] = {}
-    parents: dict[int, int] = {}
-    for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
-        training = _training(process)
-        if training is not None:
-            found[training.pid] = training
-            parents[training.pid] = process.info["ppid"]
-    return [training for pid, training in found.items() if parents[pid] not in found]
+    """Every `nnUNetv2_train` on this machine. Its augmentation workers have its command line, too, and outlive it when
+    it is killed; they train nothing."""
+    found = [_training(process) for process in psutil.process_iter(["pid", "cmdline"])]
+    return [training for training in found if training is not None and not _was_forked(training.pid)]
 
 
 def _training(process: psutil.Process) -> StockTraining | None:
@@ -78,6 +73,17 @@ def _training(process: psutil.Process) -> StockTraining | None:
         options.get("-p", DEFAULT_PLANS),
         _results(process),
     )
+
+
+def _was_forked(pid: int) -> bool:
+    """Whether the process is a copy of the one that started the program (PF_FORKNOEXEC in the flags, the 9th field of
+    /proc/PID/stat). Only Linux forks workers; elsewhere they are spawned and have a command line of their own."""
+    forked_without_exec = 0x40
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return bool(int(fields[6]) & forked_without_exec)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _positional(argv: Sequence[str]) -> Iterator[str]:

@@ -13,12 +13,13 @@ from typing import Literal
 from nnunet_ext import training
 from nnunet_ext.control import Control
 from nnunet_ext.errors import Refused, Usage
+from nnunet_ext.export_workers import VARIABLE, choose_workers
 from nnunet_ext.host import Host
 from nnunet_ext.layout import CHECKPOINT_KINDS, ROOTS, Layout
-from nnunet_ext.naming import Name, find_dataset, near
+from nnunet_ext.naming import Name, near, run_of_words
 from nnunet_ext.plans import Plans
 from nnunet_ext.promote import newest_checkpoint
-from nnunet_ext.run import DEFAULT_PLANS, DEFAULT_TRAINER, Run, parse_fold
+from nnunet_ext.run import Run
 from nnunet_ext.running import is_running, stock_trainings
 from nnunet_ext.settings import Value
 
@@ -41,19 +42,7 @@ class Start:
 def find_new_run(name: Name, layout: Layout[Path], host: Host) -> Run:
     """The run that is meant, whether it has a fold folder already or not: its dataset is preprocessed and its plans
     have the configuration. Raises NoSuchRun, Usage."""
-    if len(name.words) != 3:
-        raise Usage(
-            f"'{' '.join(name.words)}' does not name a training.",
-            "Name it as DATASET CONFIGURATION FOLD, such as 1 3d_fullres 0.",
-        )
-    dataset, configuration, fold = name.words
-    run = Run(
-        find_dataset(dataset, layout, host),
-        configuration,
-        parse_fold(fold),
-        name.trainer or DEFAULT_TRAINER,
-        name.plans or DEFAULT_PLANS,
-    )
+    run = run_of_words(name, layout, host)
     plans = layout.plans_file(run.dataset, run.plans)
     if not plans.is_file():
         known = layout.plans_names(run.dataset, host) if plans.parent.is_dir() else []
@@ -61,7 +50,7 @@ def find_new_run(name: Name, layout: Layout[Path], host: Host) -> Run:
             f"{run.dataset} has no plans '{run.plans}' ({plans}).",
             near(run.plans, known) or f"Plan and preprocess it: nnUNetv2_plan_and_preprocess -d {run.dataset_id}",
         )
-    Plans.read(plans).configuration(configuration)
+    Plans.read(plans).configuration(run.configuration)
     return run
 
 
@@ -104,7 +93,9 @@ def command(start: Start, device: str, npz: bool) -> list[str]:
     return argv + (["--c"] if start.how == "continue" else []) + (["--npz"] if npz else [])
 
 
-def environment(start: Start, layout: Layout[Path], asked: Mapping[str, Value], workers: int | None) -> dict[str, str]:
+def environment(
+    start: Start, layout: Layout[Path], asked: Mapping[str, Value], workers: int | None, npz: bool
+) -> dict[str, str]:
     """What the child process is told besides its arguments."""
     roots = zip(ROOTS, (layout.raw, layout.preprocessed, layout.results), strict=True)
     told = {root: str(folder) for root, folder in roots} | training.environment(asked)
@@ -114,6 +105,7 @@ def environment(start: Start, layout: Layout[Path], asked: Mapping[str, Value], 
         told["NNX_CHECKPOINT"] = str(start.checkpoint)
     if workers is not None:
         told["nnUNet_n_proc_DA"] = str(workers)
+    told[VARIABLE] = str(choose_workers(start.run, layout, npz, None, os.environ).count)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # it counts only before CUDA starts
         limit = training.resolve(asked, {}).memory_limit
         told["PYTORCH_CUDA_ALLOC_CONF"] = f"expandable_segments:True,garbage_collection_threshold:{limit:g}"

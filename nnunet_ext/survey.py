@@ -97,8 +97,9 @@ def _state(run: Run, layout: Layout[Path], stock: list[StockTraining], saved: tu
         return "running"
     if Control(layout.control_folder(run)).moved() is not None:
         return "moved"
-    if any(one.kind == "final" and one.valid for one in saved):
-        return "finished"
+    newest = max((one.epoch for one in saved if one.epoch is not None), default=None)
+    if any(one.kind == "final" and one.valid and one.epoch == newest for one in saved):
+        return "finished"  # a run that was continued from its final checkpoint is not, until it has a newer one
     return "stopped" if saved else "new"
 
 

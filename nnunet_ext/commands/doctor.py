@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+import nnunet_ext
 from nnunet_ext.checkup.finding import Finding, counted, is_fit
 from nnunet_ext.errors import Exit, Usage
 from nnunet_ext.host import HERE
 from nnunet_ext.layout import ROOTS, Layout
-from nnunet_ext.naming import Found, Name, find_dataset, find_run
-from nnunet_ext.options import Voice, as_json, layout_from, load_settings, speaking
-from nnunet_ext.run import DEFAULT_PLANS, DEFAULT_TRAINER, Run, parse_fold
+from nnunet_ext.naming import Found, Name, find_run, run_of_words
+from nnunet_ext.options import Voice, as_json, folder_options, layout_from, load_settings, run_words, speaking
 from nnunet_ext.settings import DEFAULT, Value
 
 if TYPE_CHECKING:
@@ -27,37 +28,29 @@ TOPIC_WIDTH = max(map(len, ROOTS))
 
 
 @click.command()
-@click.argument("words", metavar="[RUN]", nargs=-1)
-@click.option("-tr", "trainer", metavar="TRAINER", help="Trainer class, as for nnUNetv2_train.")
-@click.option("-p", "plans", metavar="PLANS", help="Plans identifier, as for nnUNetv2_train.")
-@click.option("--raw", metavar="DIR", help=f"Instead of ${ROOTS[0]}.")
-@click.option("--preprocessed", metavar="DIR", help=f"Instead of ${ROOTS[1]}.")
-@click.option("--results", metavar="DIR", help=f"Instead of ${ROOTS[2]}.")
+@run_words
+@folder_options
+@click.option("--env", is_flag=True, help="Print the export lines for plain nnU-Net commands, nnx's trainers included.")
 @as_json
 @speaking
 @click.pass_obj
-def doctor(
-    voice: Voice,
-    /,
-    words: tuple[str, ...],
-    trainer: str | None,
-    plans: str | None,
-    as_json: bool,
-    **folders: str | None,
-) -> int:
+def doctor(voice: Voice, name: Name, folders: dict[str, str | None], env: bool, as_json: bool) -> int:
     """Check this machine; or, given a RUN (4 3d_fullres 0), the preprocessed dataset it trains on.
 
     A run's dataset can be checked before the run has begun. Exit code 0 means fit, 6 unfit; notes do not count.
     """
     known = load_settings(folders)
     findings: Iterable[Finding]
-    if words:
-        findings = _dataset_findings(voice, Name(words, trainer, plans), layout_from(folders))
-    elif trainer or plans:
+    if env:
+        voice.answer(_export_lines(known))
+        return Exit.DONE
+    if name.words:
+        findings = _dataset_findings(voice, name, layout_from(folders))
+    elif name.trainer or name.plans:
         raise Usage("-tr and -p are parts of a run's name.", "For example: nnx doctor 4 3d_fullres 0 -tr nnUNetTrainer")
     else:
         findings = _machine_findings(voice, known)
-    fit = _answer_json(voice, findings, known) if as_json else _print(voice, findings, {} if words else known)
+    fit = _answer_json(voice, findings, known) if as_json else _print(voice, findings, {} if name.words else known)
     return Exit.DONE if fit else Exit.UNFIT
 
 
@@ -78,9 +71,16 @@ def _find(name: Name, layout: Layout[Path]) -> Found:
     """The run that is meant; one named by three words need not have begun."""
     if len(name.words) != 3:
         return find_run(name, layout, HERE)
-    dataset, configuration, fold = name.words
-    trainer, plans = name.trainer or DEFAULT_TRAINER, name.plans or DEFAULT_PLANS
-    return Found(Run(find_dataset(dataset, layout, HERE), configuration, parse_fold(fold), trainer, plans), layout)
+    return Found(run_of_words(name, layout, HERE), layout)
+
+
+def _export_lines(known: dict[str, Value]) -> str:
+    """For `eval "$(nnx doctor --env)"`: nnU-Net's folders as nnx sees them, and our trainers beside the user's own."""
+    lines = {root: known[root.removeprefix("nnUNet_")].value for root in ROOTS}
+    others = [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder]
+    shelf = str(Path(nnunet_ext.__file__).with_name("shelf"))
+    lines["nnUNet_extTrainer"] = os.pathsep.join(dict.fromkeys([*others, shelf]))
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in lines.items() if value is not None)
 
 
 def _progress(voice: Voice) -> Callable[[str, int, int], None]:

@@ -12,7 +12,7 @@ import click
 from nnunet_ext.layout import Layout
 from nnunet_ext.naming import Name
 from nnunet_ext.options import Voice, dry_run, naming_a_run, speaking, training_settings
-from nnunet_ext.settings import DEFAULT, Value
+from nnunet_ext.settings import DEFAULT, TRAINING, Value
 
 if TYPE_CHECKING:
     from nnunet_ext.start import Start
@@ -62,7 +62,7 @@ def train(
     starting.check_settings(run, asked, force)
     start = starting.decide(run, layout, go_on=go_on, fresh=fresh, force=force, now=datetime.now())
     argv = starting.command(start, device or default_device(HERE), npz)
-    env = starting.environment(start, layout, asked, workers)
+    env = starting.environment(start, layout, asked, workers, npz)
     if dry_run:
         voice.answer(_as_typed(start, layout, argv, env))
         return 0
@@ -77,9 +77,10 @@ def _tell(voice: Voice, start: Start, asked: Mapping[str, Value], argv: list[str
     voice.say(what + (f" from {start.checkpoint.name}." if start.checkpoint else "."))
     if start.aside is not None:
         voice.say(f"The old folder is kept as {start.aside}.")
-    for name, value in asked.items():
+    for known in TRAINING:
+        value = asked[known.name]
         if value.origin != DEFAULT:
-            voice.say(f"  {name} = {value.value}  ({value.origin})")
+            voice.say(f"  {known.name} = {value.value}  ({value.origin})")
     voice.say(f"  {shlex.join(argv)}")
 
 

@@ -37,7 +37,7 @@ class EarlyStop(Stoppable):
         super().load_checkpoint(filename_or_checkpoint)
         begun = self.nnx_state.get("cooldown")
         if begun is not None and begun["asked"] != self._nnx_asked_for():
-            del self.nnx_state["cooldown"]  # another target, say: judge anew
+            self.nnx_forget("cooldown")  # another target, say: judge anew
         self._nnx_cool_down()
 
     def _nnx_begin_cooldown(self, found: Verdict) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class EarlyStop(Stoppable):
             "epochs": epochs,
             "rate": self.optimizer.param_groups[0]["lr"],
         }
-        self.nnx_state["cooldown"] = begun
+        self.nnx_store(cooldown=begun)
         self.nnx_say(f"{found.reason}. Cooling down for {epochs} epochs.")
         self.nnx_event("cooldown", **begun)
         return begun

@@ -12,6 +12,7 @@ from nnunet_ext.trainers.progress import Progress
 from nnunet_ext.trainers.randomness import Reproducible
 from nnunet_ext.trainers.safe_checkpoint import SafeCheckpoint
 from nnunet_ext.trainers.schedule import Schedule
+from nnunet_ext.trainers.validation import ResumableValidation
 
 POWERS: tuple[type[Power], ...] = (
     EarlyStop,
@@ -21,6 +22,7 @@ POWERS: tuple[type[Power], ...] = (
     MemoryCare,
     Schedule,
     Progress,
+    ResumableValidation,
 )
 
 

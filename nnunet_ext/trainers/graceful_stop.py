@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -16,14 +19,17 @@ import torch
 import torch.distributed as dist
 
 from nnunet_ext.control import StopRequest
-from nnunet_ext.errors import Exit
+from nnunet_ext.errors import Exit, NnxError
 from nnunet_ext.trainers.stoppable import Asked, Stoppable
 
 LOOK_EVERY_S = 1.0  # at the request file, between two batches
+SAME_CTRL_C_S = 0.5  # a Ctrl-C reaches a rank twice: from the terminal, and handed on by its launcher
+WORKERS_GRACE_S = 30  # after a SIGTERM to all processes, until the trainer has come to its next batch
 
-# Slurm signals USR2, because NCCL catches USR1; a second Ctrl-C and SIGTERM do not wait for the epoch's end.
+# Slurm signals USR2, because NCCL catches USR1; SIGTERM, a second Ctrl-C and a closed terminal do not wait.
 _AT_THE_EPOCHS_END = (signal.SIGUSR1, signal.SIGUSR2)
-_CAUGHT = (signal.SIGINT, signal.SIGTERM, *_AT_THE_EPOCHS_END)
+_NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGHUP, *_AT_THE_EPOCHS_END)
+_AGAIN = b"\nnnx: stopping at the end of this epoch; Ctrl-C again stops now and drops it.\n"
 
 
 class Signals:
@@ -32,6 +38,8 @@ class Signals:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.asked: Asked | None = None
+        self.interrupted_at = -math.inf
+        self.terminal = [output for output in (1, 2) if os.isatty(output)]
 
     def take(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -42,28 +50,50 @@ class Signals:
                 self.asked = Asked("epoch", "pause", name, Exit.REQUEUE)
         elif number == signal.SIGTERM:
             self.asked = Asked("now", "pause", name, Exit.REQUEUE)
-        elif self.asked is None:
+        elif number == signal.SIGHUP:
+            self.asked = Asked("now", "pause", name, Exit.INTERRUPTED)
+            self._forget_terminal()
+        elif time.monotonic() - self.interrupted_at > SAME_CTRL_C_S:
+            self.interrupted_at = time.monotonic()
+            self._interrupt(name)
+
+    def _interrupt(self, name: str) -> None:
+        if self.asked is None:
             self.asked = Asked("epoch", "pause", name, Exit.INTERRUPTED)
-            print("\nnnx: stopping at the end of this epoch; Ctrl-C again stops now and drops it.", file=sys.stderr)  # noqa: T201
+            with contextlib.suppress(OSError):
+                os.write(2, _AGAIN)  # print would fail when it interrupts another print
         elif self.asked.mode == "epoch":
             self.asked = Asked("now", "pause", name, Exit.INTERRUPTED)
         else:
             raise KeyboardInterrupt  # the third Ctrl-C
 
+    def _forget_terminal(self) -> None:
+        """It is closed: every further print would raise, and end the training before it has saved."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in self.terminal:
+            os.dup2(nowhere, output)
+        os.close(nowhere)
+
 
 class GracefulStop(Stoppable):
-    """SIGUSR1, SIGUSR2 and the first SIGINT pause at the end of the epoch; SIGTERM and a second SIGINT pause at the
-    next batch. `.nnx/stop.json` asks for either, and to pause or to finish; rank 0 reads and consumes it."""
+    """SIGUSR1, SIGUSR2 and the first SIGINT pause at the end of the epoch; SIGTERM, SIGHUP and a second SIGINT pause
+    at the next batch. `.nnx/stop.json` asks for either, and to pause or to finish; rank 0 reads and consumes it.
+
+    What is asked while no epoch is under way does not wait for the end of one: the training ends before it begins the
+    next epoch, or the final validation.
+    """
 
     _nnx_signals: Signals | None = None
     _nnx_request: StopRequest | None = None
-    _nnx_looked_at: float = 0.0
+    _nnx_looked_at: float = -math.inf
+    _nnx_request_trouble: str | None = None
 
     def nnx_asked(self) -> Asked | None:
-        if self._nnx_signals is not None and self._nnx_signals.asked is not None:
-            return self._nnx_signals.asked
+        signalled = self._nnx_signalled()
+        if signalled is not None:
+            return signalled
         if self._nnx_request is None:
-            self._nnx_request = self.nnx_control.pending_stop()
+            self._nnx_request = self._nnx_pending_request()
         request = self._nnx_request
         if request is None:
             return None
@@ -74,52 +104,82 @@ class GracefulStop(Stoppable):
             try:
                 super().run_training()
             finally:
+                self._nnx_shut_down_loaders()
                 self._nnx_consume_request()
+            late = self._nnx_agree(self._nnx_signalled())
+            if late is not None:
+                self.nnx_leave_before_validation(late)
 
     def on_train_start(self) -> None:
         self._nnx_forget_stale_request()
         super().on_train_start()
 
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Blocked signals stay blocked in workers, be they forked or (macOS) spawned: Ctrl-C reaches the whole
+        terminal and a scheduler's signal the whole job, and both are for the trainer to act on."""
+        if multiprocessing.get_start_method() != "fork":
+            resource_tracker.ensure_running()  # its start, which comes with the first worker's, would unblock SIGINT
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+        try:
+            return super().get_dataloaders()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def on_epoch_start(self) -> None:
+        self._nnx_leave_when_told(mid_epoch=False)
+        super().on_epoch_start()
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        self._nnx_leave_when_told()
+        self._nnx_leave_when_told(mid_epoch=True)
         return super().train_step(batch)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        self._nnx_leave_when_told()
+        self._nnx_leave_when_told(mid_epoch=True)
         return super().validation_step(batch)
 
-    def _nnx_leave_when_told(self) -> None:
-        """Between two batches: the ranks of a DDP training agree, or one would wait for the others for ever."""
-        asked = self._nnx_asked_now()
+    def _nnx_leave_when_told(self, mid_epoch: bool) -> None:
+        asked = self._nnx_agree(self._nnx_noticed(mid_epoch))
+        if asked is not None:
+            self.nnx_stop_now(asked)
+
+    def _nnx_noticed(self, mid_epoch: bool) -> Asked | None:
+        """What this rank is asked to do at once; in mid-epoch the request file is not looked at for every batch."""
+        asked = self._nnx_signalled()
+        now = time.monotonic()
+        if asked is None and self.local_rank == 0 and not (mid_epoch and now - self._nnx_looked_at < LOOK_EVERY_S):
+            self._nnx_looked_at = now
+            asked = self.nnx_asked()
+        return asked if asked is not None and (asked.mode == "now" or not mid_epoch) else None
+
+    def _nnx_agree(self, asked: Asked | None) -> Asked | None:
+        """The ranks of a DDP training do what one of them is asked, or one would wait for the others for ever."""
         if not self.is_ddp:
-            if asked is not None:
-                self.nnx_stop_now(asked)
-            return
+            return asked
         told = torch.tensor([asked is not None], dtype=torch.int32, device=self.device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        if told.item():
-            self.nnx_stop_now(self._nnx_agreed(asked))
-
-    def _nnx_asked_now(self) -> Asked | None:
-        signalled = self._nnx_signals.asked if self._nnx_signals is not None else None
-        if signalled is not None:
-            return signalled if signalled.mode == "now" else None
-        now = time.monotonic()
-        if self.local_rank != 0 or now - self._nnx_looked_at < LOOK_EVERY_S:
+        if not told.item():
             return None
-        self._nnx_looked_at = now
-        asked = self.nnx_asked()
-        return asked if asked is not None and asked.mode == "now" else None
-
-    def _nnx_agreed(self, asked: Asked | None) -> Asked:
         every: list[Asked | None] = [None] * dist.get_world_size()
         dist.all_gather_object(every, asked)
         return next(one for one in every if one is not None)
 
+    def _nnx_signalled(self) -> Asked | None:
+        return self._nnx_signals.asked if self._nnx_signals is not None else None
+
+    def _nnx_pending_request(self) -> StopRequest | None:
+        """A request that cannot be read, for a moment or for good, is no reason to lose a training."""
+        try:
+            return self.nnx_control.pending_stop()
+        except (NnxError, OSError) as trouble:
+            if str(trouble) != self._nnx_request_trouble:
+                self._nnx_request_trouble = str(trouble)
+                self.nnx_say(f"WARNING: a stop request is not obeyed: {trouble}")
+            return None
+
     def _nnx_forget_stale_request(self) -> None:
         """A request that waited for a trainer that is gone does not stop the next one."""
         if self.local_rank == 0:
-            stale = self.nnx_control.pending_stop()
+            stale = self._nnx_pending_request()
             if stale is not None:
                 self.nnx_control.consume_stop(stale)
                 self.nnx_event("stale_request", reason=stale.reason, by=stale.by, at_request=stale.at)
@@ -134,7 +194,10 @@ def _caught_signals() -> Iterator[Signals]:
     """Our handlers for as long as the training runs, and what was there before after it."""
     signals = Signals()
     _prepare_children()
-    before = {number: signal.signal(number, signals.take) for number in _CAUGHT}
+    caught = [signal.SIGINT, signal.SIGTERM, *_AT_THE_EPOCHS_END]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, signals.take) for number in caught}
     try:
         yield signals
     finally:
@@ -143,8 +206,7 @@ def _caught_signals() -> Iterator[Signals]:
 
 
 def _prepare_children() -> None:
-    """Augmentation workers are forked: they must neither react to a signal meant for their trainer (Ctrl-C reaches
-    the whole terminal, a scheduler's signal the whole job) nor outlive it."""
+    """Augmentation workers are forked: they must neither die before their trainer has stopped nor outlive it."""
     global _prepared
     if not _prepared:
         trainer = os.getpid()
@@ -158,9 +220,16 @@ _prepared = False
 def _become_worker(trainer: int) -> None:
     if os.getppid() != trainer:
         return
-    for number in (signal.SIGINT, *_AT_THE_EPOCHS_END):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end_soon)
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != trainer:  # it died before it could be asked for
+            os._exit(1)
+
+
+def _end_soon(*_: object) -> None:
+    """SIGTERM in a worker. A scheduler sends it to all processes; a trainer whose worker is gone crashes instead of
+    pausing at its next batch. A second one, or SIGALRM after the grace, ends the worker."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(WORKERS_GRACE_S)

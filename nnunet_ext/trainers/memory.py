@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from nnunet_ext.trainers.power import Power
 GIB = 2**30
 CACHED_WORTH_FREEING = 1.5 * GIB
 LOOK_EVERY_STEPS = 10
-RAM_EVERY_S = 10.0
+RAM_EVERY_S = 15.0
 
 
 @dataclass
@@ -29,7 +30,6 @@ class Figures:
     cleanup_s: float = 0.0
     cleanups: int = 0
     steps: int = 0
-    ram_peak_bytes: int = 0
 
 
 class MemoryCare(Power):
@@ -42,14 +42,26 @@ class MemoryCare(Power):
 
     _nnx_figures: Figures | None = None
     _nnx_step_ended_at: float | None = None
-    _nnx_ram_looked_at: float = 0.0
+    _nnx_ram: RamWatch | None = None
     _nnx_warned: tuple[str, ...] = ()
+
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        finally:
+            gc.unfreeze()
+            if self._nnx_ram is not None:
+                self._nnx_ram.ended.set()
 
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
             # without a fraction torch ignores the garbage_collection_threshold that the launcher set
             torch.cuda.set_per_process_memory_fraction(1.0, self.device)
         super().on_train_start()
+        gc.collect()
+        gc.freeze()  # nnU-Net's and torch's own objects stay for ever: looking at them again takes 0.2 s an epoch
+        self._nnx_ram = RamWatch()
+        self._nnx_ram.start()
 
     def on_epoch_start(self) -> None:
         super().on_epoch_start()
@@ -66,7 +78,6 @@ class MemoryCare(Power):
         figures.step_s += time.perf_counter() - begun
         figures.steps += 1
         self._nnx_clean_between_steps(figures)
-        self._nnx_look_at_ram(figures)
         self._nnx_step_ended_at = time.perf_counter()
         return result
 
@@ -74,7 +85,6 @@ class MemoryCare(Power):
         epoch = self.current_epoch
         super().on_epoch_end()
         figures = self._nnx_figures or Figures()
-        self._nnx_look_at_ram(figures, now=True)
         gpu = _gpu_peaks(self.device)
         figures.cleanup_s += clean_up(self.device)
         figures.cleanups += 1
@@ -88,17 +98,14 @@ class MemoryCare(Power):
             figures.cleanup_s += clean_up(self.device)
             figures.cleanups += 1
 
-    def _nnx_look_at_ram(self, figures: Figures, now: bool = False) -> None:
-        if now or time.monotonic() - self._nnx_ram_looked_at > RAM_EVERY_S:
-            self._nnx_ram_looked_at = time.monotonic()
-            figures.ram_peak_bytes = max(figures.ram_peak_bytes, ram_in_use())
-
     def _nnx_account(self, epoch: int, figures: Figures, gpu: dict[str, int]) -> None:
-        self.nnx_event("epoch", epoch=epoch, **{k: round(v, 4) for k, v in figures.__dict__.items()}, **gpu)
+        ram_bytes = 0 if self._nnx_ram is None else self._nnx_ram.peak_bytes()
+        rounded = {name: round(value, 4) for name, value in figures.__dict__.items()}
+        self.nnx_event("epoch", epoch=epoch, **rounded, ram_peak_bytes=ram_bytes, **gpu)
         limit = self.nnx_training.memory_limit
         for what, used, total in (
             ("GPU", gpu.get("gpu_peak_reserved_bytes", 0), gpu.get("gpu_total_bytes", 0)),
-            ("RAM", figures.ram_peak_bytes, ram_total()),
+            ("RAM", ram_bytes, ram_total()),
         ):
             if total and used > limit * total and what not in self._nnx_warned:
                 self._nnx_warned += (what,)
@@ -106,6 +113,26 @@ class MemoryCare(Power):
                     f"WARNING: {what} use peaked at {used / GIB:.1f} of {total / GIB:.1f} GiB "
                     f"({used / total:.0%}, the limit is {limit:.0%})."
                 )
+
+
+class RamWatch(threading.Thread):
+    """Looks at the memory of this process and its workers every 15 s, beside the training: asking the kernel takes
+    10 ms and more per process."""
+
+    def __init__(self) -> None:
+        super().__init__(name="nnx-ram", daemon=True)
+        self.ended = threading.Event()
+        self._peak_bytes = self._last_bytes = ram_in_use()
+
+    def run(self) -> None:
+        while not self.ended.wait(RAM_EVERY_S):
+            self._last_bytes = ram_in_use()
+            self._peak_bytes = max(self._peak_bytes, self._last_bytes)
+
+    def peak_bytes(self) -> int:
+        """The most that was seen since it was last asked for; with no look since, what the last look saw."""
+        peak, self._peak_bytes = self._peak_bytes, self._last_bytes
+        return peak
 
 
 def clean_up(device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +64,24 @@ class Power:
         def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None: ...
         def train_step(self, batch: dict[str, Any]) -> dict[str, Any]: ...
         def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]: ...
+        def get_dataloaders(self) -> tuple[Any, Any]: ...
         def do_split(self) -> tuple[list[str], list[str]]: ...
         def perform_actual_validation(self, save_probabilities: bool = False) -> None: ...
         def print_to_log_file(self, *words: object, **options: bool) -> None: ...
 
     @property
-    def nnx_state(self) -> dict[str, Any]:
+    def nnx_state(self) -> Mapping[str, Any]:
         """What nnx keeps inside the checkpoints of this run."""
-        state: dict[str, Any] = self.my_init_kwargs.setdefault("nnx", {})
+        state: Mapping[str, Any] = self.my_init_kwargs.get("nnx", {})
         return state
+
+    def nnx_store(self, **facts: Any) -> None:
+        """Keep plain values in the checkpoints of this run."""
+        self.my_init_kwargs.setdefault("nnx", {}).update(facts)
+
+    def nnx_forget(self, fact: str) -> None:
+        """Keep it no longer."""
+        self.my_init_kwargs.get("nnx", {}).pop(fact, None)
 
     @property
     def nnx_training(self) -> Training:
@@ -81,7 +91,7 @@ class Power:
 
     def nnx_remember_settings(self) -> None:
         """Let the run's checkpoints carry what it was asked to do."""
-        self.nnx_state["settings"] = training.remembered(_asked(), self.nnx_state.get("settings", {}))
+        self.nnx_store(settings=training.remembered(_asked(), self.nnx_state.get("settings", {})))
 
     @property
     def nnx_control(self) -> Control:

@@ -28,7 +28,7 @@ class Reproducible(Power):
         super().initialize()
 
     def save_checkpoint(self, filename: str) -> None:
-        self.nnx_state["random"] = _states()
+        self.nnx_store(random=_states())
         super().save_checkpoint(filename)
 
     def on_train_start(self) -> None:

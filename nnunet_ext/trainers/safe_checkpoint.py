@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_ext.checkpoint import Checkpoint
+from nnunet_ext.checkpoint import PER_EPOCH, Checkpoint
 from nnunet_ext.errors import NnxError, StopTraining
-from nnunet_ext.promote import install, part_from_previous, writing_place
+from nnunet_ext.promote import install, writing_place
 from nnunet_ext.trainers.power import Power
 
 
@@ -36,8 +36,9 @@ class SafeCheckpoint(Power):
     generation before is kept in `.nnx/previous`.
 
     After each epoch the state is copied to host memory; a thread writes it: always for a new best, for
-    checkpoint_latest as often as `checkpoint_minutes` asks. A stop in the middle of an epoch writes that copy, so the
-    last completed epoch is never lost. What is saved is what the trainer's own `save_checkpoint` saves.
+    checkpoint_latest as often as `checkpoint_minutes` asks. A stop in the middle of an epoch writes that copy, and so
+    does an exception, so the last completed epoch is not lost. What is saved is what the trainer's own
+    `save_checkpoint` saves.
 
     A save in the background that fails (a full disk) is reported and tried again after the next epoch; the save that
     ends a training raises its error.
@@ -63,14 +64,17 @@ class SafeCheckpoint(Power):
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
         self._nnx_agree_with_history()
-        for kind in ("latest", "best", "final"):
-            part_from_previous(self.nnx_checkpoint(kind))
         self._nnx_keep_better_best()
 
     def run_training(self) -> None:
         self._nnx_on_disk = (self.current_epoch, time.monotonic())
         try:
             super().run_training()
+        except StopTraining:  # Stoppable decides what is kept
+            raise
+        except BaseException:
+            self._nnx_keep_last_completed(strictly=False)
+            raise
         finally:
             self._nnx_wait(strictly=False)
 
@@ -85,11 +89,15 @@ class SafeCheckpoint(Power):
         self._nnx_after_epoch()
 
     def nnx_keep(self, mid_epoch: bool) -> None:
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            self._nnx_wait(strictly=False)
-            if self._nnx_snapshot is not None and self._nnx_snapshot.epochs > self._nnx_on_disk[0]:
-                self._nnx_write_latest(self._nnx_snapshot)
-                self._nnx_wait(strictly=True)
+        self._nnx_keep_last_completed(strictly=True)
+
+    def _nnx_keep_last_completed(self, strictly: bool) -> None:
+        """Write the copy in memory, when the disk has none as new."""
+        self._nnx_wait(strictly=False)
+        snapshot = self._nnx_snapshot
+        if snapshot is not None and snapshot.is_finite and snapshot.epochs > self._nnx_on_disk[0]:
+            self._nnx_write_latest(snapshot)
+            self._nnx_wait(strictly)
 
     def _nnx_after_epoch(self) -> None:
         """`current_epoch` counts the epoch that has just ended as completed."""
@@ -142,14 +150,14 @@ class SafeCheckpoint(Power):
     def _nnx_agree_with_history(self) -> None:
         """Stored epoch and history lengths agree from here on. A checkpoint saved in the middle of an epoch has
         entries of an epoch that never ended; one that was saved too early is as far as its history is."""
-        logging: dict[str, list[Any]] = self.logger.get_checkpoint()
-        shortest = min(len(values) for values in logging.values())
+        histories = _per_epoch(self.logger.get_checkpoint())
+        shortest = min(map(len, histories), default=self.current_epoch)
         if shortest < self.current_epoch:
             self.nnx_say(
                 f"The checkpoint says {self.current_epoch} epochs, its history {shortest}: going on at {shortest}."
             )
             self.current_epoch = shortest
-        for values in logging.values():
+        for values in histories:
             del values[self.current_epoch :]
 
     def _nnx_keep_better_best(self) -> None:
@@ -196,10 +204,15 @@ def _snapshot(content: Any, epochs: int) -> Snapshot:
     finite = True
     logging = host.get("logging") if isinstance(host, dict) else None
     if isinstance(logging, dict):
-        for values in logging.values():
+        for values in _per_epoch(logging):
             del values[epochs:]
         finite = all(math.isfinite(logging[key][-1]) for key in ("train_losses", "val_losses") if logging.get(key))
     return Snapshot(epochs, host, finite)
+
+
+def _per_epoch(logging: dict[str, Any]) -> list[list[Any]]:
+    """The histories with one entry per epoch. A trainer class may log other things, as often as it likes."""
+    return [logging[name] for name in PER_EPOCH if name in logging]
 
 
 def _on_host(value: Any, seen: dict[Any, torch.Tensor]) -> Any:

@@ -30,13 +30,13 @@ class Schedule(Power):
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         if isinstance(filename_or_checkpoint, str) and not self.was_initialized:
             # what the run was asked to do decides how the trainer is initialized, which comes before the loading
-            self.my_init_kwargs["nnx"] = dict(Checkpoint.read(Path(filename_or_checkpoint)).init_args.get("nnx", {}))
+            self.nnx_store(**Checkpoint.read(Path(filename_or_checkpoint)).init_args.get("nnx", {}))
         super().load_checkpoint(filename_or_checkpoint)
 
     def on_train_start(self) -> None:
         self._nnx_refuse_a_jump()
         super().on_train_start()
-        self.nnx_state["num_epochs"] = self.num_epochs
+        self.nnx_store(num_epochs=self.num_epochs)
 
     def _nnx_refuse_a_jump(self) -> None:
         """The learning rate of the last epoch, as it was and as the schedule of now would have had it.

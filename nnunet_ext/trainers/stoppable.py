@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from nnunet_ext.errors import Exit, StopTraining
-from nnunet_ext.promote import promote
+from nnunet_ext.promote import newest_checkpoint, promote
 from nnunet_ext.stopping import Policy, Verdict, verdict
 from nnunet_ext.trainers.power import Power
 
@@ -78,7 +78,7 @@ class Stoppable(Power):
             self._nnx_judge()
             if self._nnx_stop is not None:
                 raise StopTraining
-        self.nnx_state.pop("stopped", None)
+        self.nnx_forget("stopped")
         super().on_train_start()
         self.nnx_event("started", epoch=self.current_epoch, num_epochs=self.num_epochs, device=str(self.device))
 
@@ -97,11 +97,19 @@ class Stoppable(Power):
             self._nnx_exit(self._nnx_stop)
 
     def nnx_stop_now(self, asked: Asked) -> None:
-        """Leave in the middle of an epoch: what it has done so far is dropped."""
+        """Leave in the middle of an epoch: what it has done so far is dropped. Before the first epoch's end there is
+        nothing to finish."""
+        action = asked.action if self.current_epoch > 0 else "pause"
         self._nnx_stop = Stop(
-            "request", asked.action, self.current_epoch - 1, asked.reason, {}, asked.exit_code, mid_epoch=True
+            "request", action, self.current_epoch - 1, asked.reason, {}, int(asked.exit_code), mid_epoch=True
         )
         raise StopTraining
+
+    def nnx_leave_before_validation(self, asked: Asked) -> None:
+        """End the process with checkpoint_final written and its validation not begun; `--c` goes on with that."""
+        reason = f"{asked.reason}, before the validation"
+        self.nnx_say(f"Stopping: {reason}.")
+        self._nnx_exit(Stop("request", "pause", self.current_epoch - 1, reason, {}, int(asked.exit_code)))
 
     def _nnx_judge(self) -> None:
         """Rank 0 decides, every rank obeys, and the decision lies in the state before any checkpoint is written."""
@@ -112,7 +120,7 @@ class Stoppable(Power):
             stop = box[0]
         self._nnx_stop = stop
         if stop is not None:
-            self.nnx_state["stopped"] = {**stop.__dict__, "at": time.time()}
+            self.nnx_store(stopped={**stop.__dict__, "at": time.time()})
 
     def _nnx_decide(self) -> Stop | None:
         asked = self.nnx_asked()
@@ -137,10 +145,8 @@ class Stoppable(Power):
         if stop is None:
             raise AssertionError("StopTraining was raised without a decision")
         self.nnx_say(f"Stopping ({stop.action}): {stop.reason}.")
-        if stop.action == "pause" or stop.mid_epoch:
-            if stop.kind != "nan":  # weights of NaN are worth no checkpoint
-                self.nnx_keep(stop.mid_epoch)
-            self._nnx_shut_down_loaders()
+        if (stop.action == "pause" or stop.mid_epoch) and stop.kind != "nan":  # weights of NaN are worth no checkpoint
+            self.nnx_keep(stop.mid_epoch)
         if stop.action == "pause":
             self._nnx_exit(stop)
         if stop.mid_epoch:
@@ -151,16 +157,20 @@ class Stoppable(Power):
 
     def _nnx_finish_at_last_completed(self, stop: Stop) -> None:
         """checkpoint_final as it would have been at the end of the last completed epoch, and that network validated."""
+        final = self.nnx_checkpoint("final")
         if self.local_rank == 0:
-            promote(self.nnx_checkpoint("latest"), self.nnx_checkpoint("final"))
-            self.nnx_checkpoint("latest").unlink()
+            newest = newest_checkpoint(final.parent).path  # not always latest: the run may have gone on from its best
+            if newest != final:
+                promote(newest, final)
+            self.nnx_checkpoint("latest").unlink(missing_ok=True)
         if self.is_ddp:
             dist.barrier()
-        self.load_checkpoint(str(self.nnx_checkpoint("final")))
+        self.load_checkpoint(str(final))
 
     def _nnx_shut_down_loaders(self) -> None:
-        """End the augmentation workers, as nnU-Net's on_train_end does."""
-        with contextlib.redirect_stdout(io.StringIO()):
+        """End the augmentation workers, as nnU-Net's on_train_end does; the thread that fetches from them may complain
+        that they are gone."""
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for loader in (self.dataloader_train, self.dataloader_val):
                 finish = getattr(loader, "_finish", None)
                 if finish is not None:

@@ -46,6 +46,11 @@ def test_a_run_keeps_the_identity_it_was_given_first(control: Control) -> None:
     assert len(first) == 16
 
 
+def test_a_run_that_moved_here_keeps_the_identity_it_had(control: Control) -> None:
+    assert control.identify(RUN, "0123456789abcdef") == "0123456789abcdef"
+    assert control.identify(RUN, "another") == "0123456789abcdef"
+
+
 def test_a_stop_request_waits_until_it_is_consumed(control: Control) -> None:
     run_id = control.identify(RUN)
     request = control.request_stop("epoch", "pause", "going home", by="zoë@mac")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,15 @@ def test_the_doctor_asks_the_real_machine(layout: Layout[Path], capsys: pytest.C
     topics = {finding["topic"] for finding in json.loads(capsys.readouterr().out)["findings"]}
     assert {"Python", "nnU-Net", "torch", "memory", "cores", "device", *ROOTS} <= topics
     assert shutil.which("rsync") is None or "rsync" in topics
+
+
+def test_env_prints_lines_that_a_shell_can_run_and_keeps_the_users_own_trainers(layout, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", "/their own/trainers")
+    assert run(["doctor", "--env"]) == 0
+    lines = capsys.readouterr().out
+    done = subprocess.run(["sh", "-c", f'{lines}\nprintf %s "$nnUNet_results|$nnUNet_extTrainer"'], capture_output=True)
+    results, trainers = done.stdout.decode().split("|")
+    assert results == str(layout.results)
+    theirs, shelf = trainers.split(os.pathsep)
+    assert theirs == "/their own/trainers"
+    assert (Path(shelf) / "nnx_trainers.py").is_file()
