@@ -14,7 +14,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class Control:
         """The run's identity; when it has none here, `run_id` (from a checkpoint that moved), else a new one."""
         known = self.run_id()
         if known is None:
-            known = run_id or secrets.token_hex(8)
+            known = run_id or os.urandom(8).hex()
             self._write("run.json", {"run_id": known, **dataclasses.asdict(run), "created_at": self._now()})
         return known
 
@@ -82,7 +81,7 @@ class Control:
     def request_stop(self, mode: Mode, action: Action, reason: str, by: str) -> StopRequest:
         """Ask the trainer to stop; needs no PID and works over network file systems. A newer request replaces an
         older one that was not consumed yet."""
-        request = StopRequest(self.run_id() or "", secrets.token_hex(8), mode, action, reason, by, self._now())
+        request = StopRequest(self.run_id() or "", os.urandom(8).hex(), mode, action, reason, by, self._now())
         self._write("stop.json", dataclasses.asdict(request))
         return request
 

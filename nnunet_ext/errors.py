@@ -11,6 +11,7 @@ NnxError                  1   failed
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
 
 
@@ -35,6 +36,13 @@ class Exit(IntEnum):
     CRASHED = 22
     REQUEUE = 75
     INTERRUPTED = 130
+
+
+def exit_of_child(code: int) -> int:
+    """What nnx ends with when its child ended with `code`: a scheduler's signal asks to be requeued also outside the
+    epochs, where it ends the child at once (128 + n)."""
+    scheduler = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    return Exit.REQUEUE if code - 128 in scheduler else code
 
 
 class NnxError(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import stat
 import subprocess
@@ -160,7 +159,7 @@ HERE: Host = LocalHost()
 def write_whole(path: Path, data: bytes) -> None:
     """Write beside, fsync, replace, fsync the folder; an existing file's mode is kept. Raises OSError, and then
     the old file is as it was."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         with beside.open("xb") as file:
             file.write(data)

@@ -11,12 +11,6 @@ from typing import Any, TypeVar
 
 from nnunet_ext.errors import Usage
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the same parser under its name from before it came into Python
-    import tomli as tomllib
-
-
 DEFAULT = "default"
 T = TypeVar("T")
 
@@ -152,13 +146,21 @@ def load(
 def find_file(folder: Path, home: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """`nnx.toml` in the working directory, else `~/.config/nnx/config.toml`, parsed. Raises Usage."""
     for path in (folder / "nnx.toml", home / ".config" / "nnx" / "config.toml"):
-        try:
-            return path, tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
-            raise Usage(f"{path} is not TOML: {wrong}.", "Settings are lines such as: target = 0.70") from wrong
+        if path.is_file():
+            return path, _read_toml(path)
     return None
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # the same parser under its name from before it came into Python
+        import tomli as tomllib
+    try:
+        parsed: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
+        raise Usage(f"{path} is not TOML: {wrong}.", "Settings are lines such as: target = 0.70") from wrong
+    return parsed
 
 
 def _value(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from nnunetv2.run import run_training
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module  # noqa: N813
 
 from nnunet_ext.trainers import launch
 

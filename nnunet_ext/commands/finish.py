@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nnunet_ext.errors import Exit, NnxError
+from nnunet_ext.errors import Exit, NnxError, exit_of_child
 from nnunet_ext.host import HERE
 from nnunet_ext.layout import Layout
 from nnunet_ext.naming import Name
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nnunet_ext.export_workers import Workers
     from nnunet_ext.finish import Candidate, Choice, Origin, Outcome
 
-_REQUEUED = {128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -78,7 +77,7 @@ def finish(
     _tell_workers(voice, count, argv)
     launch = secrets.token_hex(8)
     with _stdout_is_for_the_answer():
-        code = HERE.run_attached(argv, {**env, "NNX_LAUNCH": launch})
+        code = exit_of_child(HERE.run_attached(argv, {**env, "NNX_LAUNCH": launch}))
     if code != Exit.DONE:
         return _stopped(voice, code, f"nnx finish {shlex.join(run.words())}{' --npz' if npz else ''}")
     outcome = finishing.outcome(run, layout, launch)
@@ -122,9 +121,9 @@ def _stdout_is_for_the_answer() -> Iterator[None]:
 def _stopped(voice: Voice, code: int, again: str) -> int:
     """The validation did not come to its end; its own words were on stderr."""
     kept = f"What it has predicted is kept. Go on with: {again}"
-    if code == Exit.INTERRUPTED or code in _REQUEUED:
+    if code in (Exit.INTERRUPTED, Exit.REQUEUE):
         voice.trouble(f"nnx: The validation was stopped. {kept}")
-        return Exit.INTERRUPTED if code == Exit.INTERRUPTED else Exit.REQUEUE
+        return code
     if code in (Exit.DAMAGED, Exit.UNFIT, Exit.REFUSED):
         return code
     if code == _KILLED:

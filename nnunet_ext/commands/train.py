@@ -52,7 +52,7 @@ def train(
     from datetime import datetime
 
     from nnunet_ext import start as starting
-    from nnunet_ext.errors import Usage
+    from nnunet_ext.errors import Usage, exit_of_child
     from nnunet_ext.host import HERE
     from nnunet_ext.training import default_device
 
@@ -69,7 +69,7 @@ def train(
     _tell(voice, start, asked, argv)
     if start.aside is not None:
         layout.fold_folder(run).rename(start.aside)
-    return HERE.run_attached(argv, env)
+    return exit_of_child(HERE.run_attached(argv, env))
 
 
 def _tell(voice: Voice, start: Start, asked: Mapping[str, Value], argv: list[str]) -> None:

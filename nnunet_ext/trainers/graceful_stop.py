@@ -1,17 +1,13 @@
-"""Stopping on request without losing an epoch: signals, request files, and workers that die with their trainer."""
+"""Stopping on request without losing an epoch: signals and request files."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -21,14 +17,13 @@ import torch.distributed as dist
 from nnunet_ext.control import StopRequest
 from nnunet_ext.errors import Exit, NnxError
 from nnunet_ext.trainers.stoppable import Asked, Stoppable
+from nnunet_ext.trainers.workers import lasting_workers
 
 LOOK_EVERY_S = 1.0  # at the request file, between two batches
 SAME_CTRL_C_S = 0.5  # a Ctrl-C reaches a rank twice: from the terminal, and handed on by its launcher
-WORKERS_GRACE_S = 30  # after a SIGTERM to all processes, until the trainer has come to its next batch
 
 # Slurm signals USR2, because NCCL catches USR1; SIGTERM, a second Ctrl-C and a closed terminal do not wait.
 _AT_THE_EPOCHS_END = (signal.SIGUSR1, signal.SIGUSR2)
-_NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGHUP, *_AT_THE_EPOCHS_END)
 _AGAIN = b"\nnnx: stopping at the end of this epoch; Ctrl-C again stops now and drops it.\n"
 
 
@@ -43,7 +38,8 @@ class Signals:
 
     def take(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if os.getpid() != self.owner:  # a worker forked before it could forget this handler
+        if os.getpid() != self.owner:
+            _in_a_forked_child(number)
             return
         if number in _AT_THE_EPOCHS_END:
             if self.asked is None:
@@ -73,6 +69,13 @@ class Signals:
         for output in self.terminal:
             os.dup2(nowhere, output)
         os.close(nowhere)
+
+
+def _in_a_forked_child(number: int) -> None:
+    """Any process that the trainer has forked, other than its augmentation workers: only Process.terminate counts."""
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 class GracefulStop(Stoppable):
@@ -115,15 +118,8 @@ class GracefulStop(Stoppable):
         super().on_train_start()
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Blocked signals stay blocked in workers, be they forked or (macOS) spawned: Ctrl-C reaches the whole
-        terminal and a scheduler's signal the whole job, and both are for the trainer to act on."""
-        if multiprocessing.get_start_method() != "fork":
-            resource_tracker.ensure_running()  # its start, which comes with the first worker's, would unblock SIGINT
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
-        try:
+        with lasting_workers():
             return super().get_dataloaders()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def on_epoch_start(self) -> None:
         self._nnx_leave_when_told(mid_epoch=False)
@@ -193,7 +189,6 @@ class GracefulStop(Stoppable):
 def _caught_signals() -> Iterator[Signals]:
     """Our handlers for as long as the training runs, and what was there before after it."""
     signals = Signals()
-    _prepare_children()
     caught = [signal.SIGINT, signal.SIGTERM, *_AT_THE_EPOCHS_END]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         caught.append(signal.SIGHUP)
@@ -203,33 +198,3 @@ def _caught_signals() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _prepare_children() -> None:
-    """Augmentation workers are forked: they must neither die before their trainer has stopped nor outlive it."""
-    global _prepared
-    if not _prepared:
-        trainer = os.getpid()
-        os.register_at_fork(after_in_child=lambda: _become_worker(trainer))
-        _prepared = True
-
-
-_prepared = False
-
-
-def _become_worker(trainer: int) -> None:
-    if os.getppid() != trainer:
-        return
-    signal.signal(signal.SIGTERM, _end_soon)
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != trainer:  # it died before it could be asked for
-            os._exit(1)
-
-
-def _end_soon(*_: object) -> None:
-    """SIGTERM in a worker. A scheduler sends it to all processes; a trainer whose worker is gone crashes instead of
-    pausing at its next batch. A second one, or SIGALRM after the grace, ends the worker."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.alarm(WORKERS_GRACE_S)

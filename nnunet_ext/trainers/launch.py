@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from nnunet_ext.trainers.extend import extend
 from nnunet_ext.trainers.stoppable import LAUNCH
 
 CHECKPOINT = "NNX_CHECKPOINT"
+FOLD_FOLDER = "NNX_FOLD_FOLDER"
 
 _find_stock = run_training.recursive_find_trainer_class_by_name
 _load_stock = run_training.maybe_load_checkpoint
@@ -59,19 +61,35 @@ def main() -> int:
         with _signals_reach_the_ranks():
             run_training.run_training_entry()
     except NnxError as known:
-        print(f"nnx: {known.sentence}", *known.hint.splitlines(), sep="\n     ", file=sys.stderr)  # noqa: T201
-        return known.exit_code
-    except Exception as failed:
+        return _say(known.sentence, known.hint, known.exit_code)
+    except KeyboardInterrupt:
+        return _say("Interrupted.", "Nothing that was saved is lost. Go on with --c.", Exit.INTERRUPTED)
+    except Exception as failed:  # noqa: BLE001 - whatever ends a training is told to those who wait for it
         code = getattr(failed, "exit_code", None)  # torch.multiprocessing.ProcessExitedException
         if isinstance(code, int) and code in list(Exit):
             return code
-        raise
+        return _crashed(failed)
     return _outcome(launch)
+
+
+def _crashed(failed: Exception) -> int:
+    """The traceback for whoever mends it, a sentence for the user, an event for whoever watches."""
+    traceback.print_exc()
+    cause = f"{type(failed).__name__}: {failed}".splitlines()[0]
+    fold_folder = os.environ.get(FOLD_FOLDER)
+    if fold_folder is not None:
+        Control(control_in(Path(fold_folder))).log("crashed", cause=cause, launch=os.environ[LAUNCH])
+    return _say(f"The training crashed: {cause}.", "Its last completed epochs are saved. Go on with --c.", Exit.CRASHED)
+
+
+def _say(sentence: str, hint: str, code: Exit) -> int:
+    print(f"nnx: {sentence}", *hint.splitlines(), sep="\n     ", file=sys.stderr)  # noqa: T201
+    return code
 
 
 def _outcome(launch: str) -> int:
     """What the ranks of a DDP training could not say by their own exit codes."""
-    fold_folder = os.environ.get("NNX_FOLD_FOLDER")
+    fold_folder = os.environ.get(FOLD_FOLDER)
     if fold_folder is None:
         return Exit.DONE
     for event in Control(control_in(Path(fold_folder))).events():

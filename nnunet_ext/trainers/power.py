@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,9 +127,10 @@ class Power:
         self.print_to_log_file(f"nnx: {text}")
 
     def nnx_event(self, event: str, **facts: object) -> None:
-        """A line in events.jsonl, from rank 0."""
+        """A line in events.jsonl, from rank 0. A full disk does not end a training for want of it."""
         if self.local_rank == 0:
-            self.nnx_control.log(event, **facts)
+            with contextlib.suppress(OSError):
+                self.nnx_control.log(event, **facts)
 
 
 def _asked() -> dict[str, settings.Value]:

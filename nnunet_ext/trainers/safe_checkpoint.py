@@ -68,6 +68,7 @@ class SafeCheckpoint(Power):
 
     def run_training(self) -> None:
         self._nnx_on_disk = (self.current_epoch, time.monotonic())
+        self._nnx_forgive_the_plot()
         try:
             super().run_training()
         except StopTraining:  # Stoppable decides what is kept
@@ -146,6 +147,18 @@ class SafeCheckpoint(Power):
                     raise
                 self.nnx_say(f"WARNING: a checkpoint could not be written, the one before is kept: {trouble}")
                 self.nnx_event("save_failed", trouble=str(trouble))
+
+    def _nnx_forgive_the_plot(self) -> None:
+        """nnU-Net's on_epoch_end plots unconditionally: on a full disk that would end the training."""
+        plot = self.logger.plot_progress_png
+
+        def plot_if_possible(output_folder: str) -> None:
+            try:
+                plot(output_folder)
+            except OSError as trouble:
+                self.nnx_say(f"WARNING: the progress plot could not be written: {trouble}")
+
+        self.logger.plot_progress_png = plot_if_possible
 
     def _nnx_agree_with_history(self) -> None:
         """Stored epoch and history lengths agree from here on. A checkpoint saved in the middle of an epoch has

@@ -43,7 +43,7 @@ NAMES_OF_NNUNET = (
     "debug.json",
     "fold_{",
 )
-LIGHT = {"click", *PACKAGES}  # the only modules from outside the standard library that `--help` may import
+LIGHT = {"click", "tomli", *PACKAGES}  # the only modules from outside the standard library that `--help` may import
 
 
 def files(root: Path) -> Iterator[tuple[str, ast.Module]]:

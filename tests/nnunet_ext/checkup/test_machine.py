@@ -44,6 +44,7 @@ def test_another_distribution_that_put_files_into_ours_is_a_stranger(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sqlalchemy-migrate\nVersion: 0.13.0\n")
     (info / "RECORD").write_text("migrate/__init__.py,,\n")
+    (info / "top_level.txt").write_text("migrate\n")  # all that Python 3.10 looks at
     monkeypatch.syspath_prepend(tmp_path)
     assert Stranger("migrate", "the package sqlalchemy-migrate") in strangers(tmp_path)
     assert strangers(OUR_FOLDER) == ()  # there it has nothing of ours

@@ -63,6 +63,12 @@ def test_the_child_gets_nnunets_words_its_settings_and_its_exit_code_is_ours(pla
     assert said.out == ""
 
 
+@pytest.mark.parametrize(("child", "ours"), [(0, 0), (13, 13), (128 + 15, 75), (128 + 12, 75), (130, 130), (137, 137)])
+def test_a_scheduler_is_asked_to_requeue_whatever_its_signal_met(planned, monkeypatch, child: int, ours: int) -> None:
+    monkeypatch.setattr(LocalHost, "run_attached", lambda self, argv, env: child)
+    assert run(["train", "4", "3d_fullres", "0", "--device", "cpu"]) == ours
+
+
 def test_settings_of_the_file_and_the_environment_reach_the_child(planned, started, monkeypatch) -> None:
     Path("nnx.toml").write_text("target = 0.8\npatience = 50\n")
     monkeypatch.setenv("NNX_PATIENCE", "none")

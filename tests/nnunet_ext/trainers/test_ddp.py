@@ -57,7 +57,7 @@ class Together:
         return newest.current_epoch
 
     def start(self, **settings: Any) -> Life:
-        asked = {"NNX_EPOCHS": 100, "NNX_ITERATIONS": 10, "NNX_VAL_ITERATIONS": 2, **settings}
+        asked = {"NNX_EPOCHS": 100, "NNX_ITERATIONS": 10, "NNX_VAL_ITERATIONS": 2, "nnUNet_n_proc_DA": 0, **settings}
         told = {name: str(value) for name, value in asked.items()}
         told |= {"NNX_FOLD_FOLDER": str(self.fold_folder), "OMP_WAIT_POLICY": "passive"}
         argv = [sys.executable, str(GLOO), *self.run.words(), "-num_gpus", "2", "-device", "cuda"]
@@ -121,7 +121,7 @@ def test_a_request_that_only_rank_0_sees_pauses_both(together: Together, mode: A
 
 def test_ctrl_c_which_reaches_the_ranks_twice_ends_both_after_the_epoch(together: Together) -> None:
     before = together.epoch
-    life = together.start(NNX_ITERATIONS=40)
+    life = together.start(NNX_ITERATIONS=40, nnUNet_n_proc_DA=1)
     life.wait_for(BEGUN, ENDS_WITHIN_S)
     life.signal_group(signal.SIGINT)
     assert life.code(ENDS_WITHIN_S) == Exit.INTERRUPTED
@@ -133,10 +133,10 @@ def test_ctrl_c_which_reaches_the_ranks_twice_ends_both_after_the_epoch(together
 
 def test_a_rank_that_dies_takes_the_other_with_it_and_no_completed_epoch(together: Together) -> None:
     before = together.epoch
-    life = together.start(NNX_ITERATIONS=20)
+    life = together.start(NNX_ITERATIONS=20, nnUNet_n_proc_DA=1)
     life.wait_for(BEGUN, ENDS_WITHIN_S, times=2)
     rank(1, life).send_signal(signal.SIGKILL)
-    assert life.code(ENDS_WITHIN_S) == 1
+    assert life.code(ENDS_WITHIN_S) == Exit.CRASHED
     assert life.output.count(DONE) >= 1
     assert together.epoch == before + life.output.count(DONE)
     assert life.left_over() == []

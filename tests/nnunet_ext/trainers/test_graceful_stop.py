@@ -281,7 +281,7 @@ class TestTroubledTrainers:
 
     def test_an_exception_costs_no_completed_epoch(self, troubled: Trained, tmp_path: Path) -> None:
         life = troubled.start(nnUNet_extTrainer=tmp_path, TROUBLE="crash")
-        assert life.code() == 1
+        assert life.code() == Exit.CRASHED
         assert "illegal memory access" in life.output
         assert Checkpoint.read(troubled.folder / "checkpoint_latest.pth").current_epoch == 2
         assert troubled.epoch == 2

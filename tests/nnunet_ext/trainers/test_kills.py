@@ -1,22 +1,25 @@
-"""A kill -9 at every single step of a save; bench/kill.py is the long version, on a real training."""
+"""A kill -9 at every single step of a save, and a disk that is full; bench/kill.py is the long version."""
 
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import made_data
 import pytest
 from failpoint import Failpoint
-from lives import living
+from lives import Life, Lives, living
 
 from nnunet_ext.checkpoint import Checkpoint, whole
+from nnunet_ext.errors import Exit
 from nnunet_ext.layout import Layout, checkpoint_in, control_in, previous_of
 from nnunet_ext.promote import newest_checkpoint, promote
 from nnunet_ext.run import Run
@@ -147,26 +150,54 @@ def test_a_kill_at_any_step_of_a_trainers_save_leaves_the_old_or_the_new_checkpo
     assert {*epochs} == {before, before + 1}
 
 
+@pytest.fixture(scope="module")
+def lives(made: Layout[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lives, Layout[Path]]]:
+    folder = tmp_path_factory.mktemp("killed 'é'")
+    layout = made_data.copy_of(made, folder)
+    with living(made_data.environment(layout), folder / "lives") as lives:
+        yield lives, layout
+
+
+def begin(lives: tuple[Lives, Layout[Path]], run: Run, failpoint: Failpoint | None = None) -> Life:
+    settings = {"EPOCHS": "99", "ITERATIONS": "2", "VAL_ITERATIONS": "1", "CHECKPOINT_MINUTES": "0"}
+    env = made_data.environment(lives[1], **{f"NNX_{name}": value for name, value in settings.items()})
+    go_on = ["--c"] if list(lives[1].fold_folder(run).glob("*.pth")) else []
+    return lives[0].start(env, *run.words(), "-device", "cpu", *go_on, failpoint=failpoint)
+
+
 @pytest.mark.nnunet
 def test_a_training_killed_in_the_middle_of_a_save_goes_on_at_its_last_completed_epoch(
-    made: Layout[Path], tmp_path: Path
+    lives: tuple[Lives, Layout[Path]],
 ) -> None:
-    layout = made_data.copy_of(made, tmp_path / "folders of 'Zoë'")
-    env = made_data.environment(
-        layout, NNX_EPOCHS="50", NNX_ITERATIONS="2", NNX_VAL_ITERATIONS="1", NNX_CHECKPOINT_MINUTES="0"
-    )
-    run = Run(made_data.DATASET, "2d", 0)
-    argv = (*run.words(), "-device", "cpu")
-    with living(env, tmp_path / "lives") as lives:
-        epoch = 0
-        for failpoint in (Failpoint(1, save=2), Failpoint(14, save=3), Failpoint(16, save=2)):
-            life = lives.start(env, *argv, *(["--c"] if epoch else []), failpoint=failpoint)
-            assert life.code() == -signal.SIGKILL
-            assert life.left_over() == []
-            begun = re.search(r": Epoch (\d+)", life.output)
-            assert begun is not None and int(begun[1]) == epoch
-            newest = newest_checkpoint(layout.fold_folder(run))
-            assert newest.inconsistency() is None
-            assert epoch + life.output.count("Epoch time") - newest.current_epoch in (0, 1)
-            assert newest.current_epoch > epoch
-            epoch = newest.current_epoch
+    run, epoch = Run(made_data.DATASET, "2d", 0), 0
+    for failpoint in (Failpoint(1, save=2), Failpoint(14, save=3), Failpoint(16, save=2)):
+        life = begin(lives, run, failpoint)
+        assert life.code() == -signal.SIGKILL
+        assert life.left_over() == []
+        begun = re.search(r": Epoch (\d+)", life.output)
+        assert begun is not None and int(begun[1]) == epoch
+        newest = newest_checkpoint(lives[1].fold_folder(run))
+        assert newest.inconsistency() is None
+        assert epoch + life.output.count("Epoch time") - newest.current_epoch in (0, 1)
+        assert newest.current_epoch > epoch
+        epoch = newest.current_epoch
+
+
+@pytest.mark.nnunet
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits the files of another process")
+def test_a_full_disk_ends_no_training_and_is_made_up_for_when_there_is_room_again(
+    lives: tuple[Lives, Layout[Path]],
+) -> None:
+    run = Run(made_data.DATASET, "2d", 1)
+    life = begin(lives, run)
+    life.wait_for("Epoch time", times=2)
+    before = resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    life.wait_for("WARNING: a checkpoint could not be written")
+    life.wait_for("WARNING: the progress plot could not be written", times=2)
+    fold_folder = lives[1].fold_folder(run)
+    assert [problem for problem in map(whole, fold_folder.glob("*.pth")) if problem] == []
+    kept = newest_checkpoint(fold_folder).current_epoch
+    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, before)
+    life.signal(signal.SIGTERM)
+    assert life.code() == Exit.REQUEUE
+    assert newest_checkpoint(fold_folder).current_epoch == life.output.count("Epoch time") > kept >= 1

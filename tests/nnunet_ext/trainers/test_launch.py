@@ -9,6 +9,7 @@ import made_data
 import pytest
 
 from nnunet_ext.checkpoint import Checkpoint
+from nnunet_ext.control import Control
 from nnunet_ext.errors import Exit
 from nnunet_ext.layout import Layout
 from nnunet_ext.run import Run
@@ -44,6 +45,21 @@ def test_a_third_partys_trainer_gets_the_powers_and_keeps_its_name(made, tmp_pat
     assert (final.trainer_name, final.current_epoch) == ("TheirTrainer", 1)
     assert "their own line" in done.stdout
     assert layout.validation_summary(run).exists()
+
+
+def test_a_crash_keeps_its_traceback_and_gets_a_sentence_an_event_and_its_own_code(made, tmp_path) -> None:
+    layout = made_data.copy_of(made, tmp_path)
+    theirs = tmp_path / "their trainers"
+    theirs.mkdir()
+    (theirs / "their_module.py").write_text(THIRD_PARTY + "        raise RuntimeError('their own mistake')\n")
+    folder = layout.fold_folder(Run(made_data.DATASET, "2d", 0, "TheirTrainer"))
+    done = launch(layout, "-tr", "TheirTrainer", nnUNet_extTrainer=str(theirs), NNX_FOLD_FOLDER=str(folder))
+    assert done.returncode == Exit.CRASHED
+    assert "nnx: The training crashed: RuntimeError: their own mistake." in done.stderr
+    assert "their_module.py" in done.stderr
+    assert [e["cause"] for e in Control(folder / ".nnx").events() if e["event"] == "crashed"] == [
+        "RuntimeError: their own mistake"
+    ]
 
 
 def test_continuing_where_nothing_is_refused_instead_of_started_at_epoch_0(made, tmp_path) -> None:
