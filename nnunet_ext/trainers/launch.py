@@ -79,7 +79,9 @@ def _crashed(failed: Exception) -> int:
     fold_folder = os.environ.get(FOLD_FOLDER)
     if fold_folder is not None:
         Control(control_in(Path(fold_folder))).log("crashed", cause=cause, launch=os.environ[LAUNCH])
-    return _say(f"The training crashed: {cause}.", "Its last completed epochs are saved. Go on with --c.", Exit.CRASHED)
+    return _say(
+        f"The training crashed: {cause}.", "Nothing that was saved before is lost. Go on with --c.", Exit.CRASHED
+    )
 
 
 def _say(sentence: str, hint: str, code: Exit) -> int:

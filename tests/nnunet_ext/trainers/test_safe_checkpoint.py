@@ -149,6 +149,19 @@ def test_a_checkpoint_that_counts_an_epoch_that_never_was_goes_on_at_its_history
     assert bench.trainer(scripted([0.5]), resume="final").current_epoch == 3
 
 
+def test_what_a_trainer_class_logs_more_rarely_does_not_rewind_the_run(bench, scripted) -> None:
+    import torch
+
+    bench.train(scripted([0.5]), epochs=3)
+    path = bench.folder / "checkpoint_final.pth"
+    more = load(path)
+    more["logging"]["seldom"] = [1.0]
+    torch.save(more, path)
+    trainer = bench.trainer(scripted([0.5]), resume="final")
+    assert trainer.current_epoch == 3
+    assert trainer.logger.get_checkpoint()["seldom"] == [1.0]
+
+
 def test_disabled_checkpointing_stays_disabled(bench, scripted) -> None:
     trainer = bench.trainer(scripted([0.5]), epochs=1, iterations=2, val_iterations=1)
     trainer.disable_checkpointing = True
