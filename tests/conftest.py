@@ -43,4 +43,4 @@ def make_run(layout: Layout[Path]) -> Callable[..., Run]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Layout[Path]:
     """A small dataset, planned and preprocessed by the real nnU-Net. Do not train in it: take a copy."""
     pytest.importorskip("nnunetv2")
-    return made_data.make(tmp_path_factory.mktemp("a 'made' dataset"))
+    return made_data.prepared(tmp_path_factory.mktemp("a 'made' dataset"))

@@ -1,4 +1,9 @@
-"""A small dataset made for tests, in nnU-Net's raw format, planned and preprocessed by nnU-Net itself."""
+"""A small dataset made for tests, in nnU-Net's raw format, planned and preprocessed by nnU-Net itself.
+
+The stories and the equivalence test can run on a real one instead, preprocessed for 2d with a small batch:
+
+    NNX_TEST_DATA=/folder/with/nnUNet_raw/and/so/on NNX_TEST_DATASET=Dataset004_Hippocampus bin/test tests/stories
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,15 @@ from pathlib import Path
 from nnunet_ext.layout import ROOTS, Layout
 from nnunet_ext.plans import Plans
 
-DATASET = "Dataset042_Made"
+DATASET = os.environ.get("NNX_TEST_DATASET", "Dataset042_Made")
 CASES = 10
 QUIET = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def prepared(folder: Path) -> Layout[Path]:
+    """The dataset, made in `folder`, or the real one that the environment names."""
+    real = os.environ.get("NNX_TEST_DATA")
+    return make(folder) if real is None else layout_in(Path(real))
 
 
 def layout_in(folder: Path) -> Layout[Path]:

@@ -110,10 +110,10 @@ class Power:
         """The epochs whose losses and pseudo Dice are logged so far."""
         return History.from_logging(self.logger.get_checkpoint())
 
-    def nnx_keep(self, mid_epoch: bool) -> None:
-        """Leave checkpoint_latest at the last completed epoch. In the middle of an epoch the weights have moved on,
-        and what the disk holds already is all there is; SafeCheckpoint knows better."""
-        if not mid_epoch:
+    def nnx_keep(self, is_spoilt: bool) -> None:
+        """Leave checkpoint_latest at the last completed epoch. Weights that have moved on since, or are NaN, are
+        spoilt: then what the disk holds already is all there is; SafeCheckpoint knows better."""
+        if not is_spoilt:
             self.current_epoch -= 1  # save_checkpoint stores current_epoch + 1, as inside nnU-Net's on_epoch_end
             self.save_checkpoint(str(self.nnx_checkpoint("latest")))
             self.current_epoch += 1

@@ -56,8 +56,9 @@ class SafeCheckpoint(Power):
         with _captured(filename) as captured:
             super().save_checkpoint(filename)
         for content in captured:
-            self._nnx_snapshot = _snapshot(content, self.current_epoch + 1)
-            self._nnx_write(self._nnx_snapshot, Path(filename))
+            snapshot = _snapshot(content, self.current_epoch + 1)
+            self._nnx_remember(snapshot)
+            self._nnx_write(snapshot, Path(filename))
         if Path(filename) == self.nnx_checkpoint("final"):
             self._nnx_wait(strictly=True)  # nnU-Net deletes checkpoint_latest next
 
@@ -89,14 +90,14 @@ class SafeCheckpoint(Power):
             raise
         self._nnx_after_epoch()
 
-    def nnx_keep(self, mid_epoch: bool) -> None:
+    def nnx_keep(self, is_spoilt: bool) -> None:
         self._nnx_keep_last_completed(strictly=True)
 
     def _nnx_keep_last_completed(self, strictly: bool) -> None:
         """Write the copy in memory, when the disk has none as new."""
         self._nnx_wait(strictly=False)
         snapshot = self._nnx_snapshot
-        if snapshot is not None and snapshot.is_finite and snapshot.epochs > self._nnx_on_disk[0]:
+        if snapshot is not None and snapshot.epochs > self._nnx_on_disk[0]:
             self._nnx_write_latest(snapshot)
             self._nnx_wait(strictly)
 
@@ -107,7 +108,7 @@ class SafeCheckpoint(Power):
         if self._nnx_snapshot is None or self._nnx_snapshot.epochs != self.current_epoch:
             self._nnx_take_snapshot()
         snapshot = self._nnx_snapshot
-        if snapshot is not None and snapshot.is_finite and self.current_epoch < self.num_epochs and self._nnx_is_due():
+        if snapshot is not None and snapshot.epochs == self.current_epoch < self.num_epochs and self._nnx_is_due():
             self._nnx_write_latest(snapshot)
 
     def _nnx_take_snapshot(self) -> None:
@@ -117,7 +118,12 @@ class SafeCheckpoint(Power):
             super().save_checkpoint(name)
         self.current_epoch += 1
         for content in captured:
-            self._nnx_snapshot = _snapshot(content, self.current_epoch)
+            self._nnx_remember(_snapshot(content, self.current_epoch))
+
+    def _nnx_remember(self, snapshot: Snapshot) -> None:
+        """Weights of NaN are worth no copy: the one before stays."""
+        if snapshot.is_finite:
+            self._nnx_snapshot = snapshot
 
     def _nnx_is_due(self) -> bool:
         """Whether one more epoch like the last would put more training at risk than is allowed."""
@@ -220,7 +226,16 @@ def _snapshot(content: Any, epochs: int) -> Snapshot:
         for values in _per_epoch(logging):
             del values[epochs:]
         finite = all(math.isfinite(logging[key][-1]) for key in ("train_losses", "val_losses") if logging.get(key))
-    return Snapshot(epochs, host, finite)
+    return Snapshot(epochs, host, finite or _weights_are_finite(host))
+
+
+def _weights_are_finite(content: dict[str, Any]) -> bool:
+    """Asked only after a loss that was not: with a gradient scaler the weights can have survived it."""
+    return all(
+        bool(torch.isfinite(tensor).all())
+        for tensor in content.get("network_weights", {}).values()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    )
 
 
 def _per_epoch(logging: dict[str, Any]) -> list[list[Any]]:

@@ -145,8 +145,8 @@ class Stoppable(Power):
         if stop is None:
             raise AssertionError("StopTraining was raised without a decision")
         self.nnx_say(f"Stopping ({stop.action}): {stop.reason}.")
-        if (stop.action == "pause" or stop.mid_epoch) and stop.kind != "nan":  # weights of NaN are worth no checkpoint
-            self.nnx_keep(stop.mid_epoch)
+        if stop.action == "pause" or stop.mid_epoch:
+            self.nnx_keep(stop.mid_epoch or stop.kind == "nan")
         if stop.action == "pause":
             self._nnx_exit(stop)
         if stop.mid_epoch:

@@ -92,7 +92,7 @@ def test_nnx_is_really_missing_in_the_plain_python(folders: Folders) -> None:
 
 
 def test_a_run_goes_from_plain_nnunet_to_nnx_and_back_with_an_unbroken_history(folders: Folders) -> None:
-    layout, words = folders.layout, ["42", "2d", "0", "-tr", RUN.trainer, "-device", "cpu"]
+    layout, words = folders.layout, [*RUN.words(), "-device", "cpu"]
     latest = layout.checkpoint(RUN, "latest")
 
     first = folders.stock(TRAIN, *words)
@@ -128,10 +128,12 @@ def test_a_run_goes_from_plain_nnunet_to_nnx_and_back_with_an_unbroken_history(f
 
 def test_plain_nnunet_predicts_with_it_where_nnx_is_not_installed(folders: Folders, tmp_path: Path) -> None:
     images = folders.layout.raw_dataset(RUN.dataset) / "imagesTr"
+    image = min(images.iterdir())
     case = tmp_path / "one case"
     case.mkdir()
-    (case / "made_000_0000.nii.gz").write_bytes((images / "made_000_0000.nii.gz").read_bytes())
-    words = ["-i", str(case), "-o", str(tmp_path / "out"), "-d", "42", "-c", "2d", "-f", "0", "-tr", RUN.trainer]
+    (case / image.name).write_bytes(image.read_bytes())
+    number = str(RUN.dataset_id)
+    words = ["-i", str(case), "-o", str(tmp_path / "out"), "-d", number, "-c", "2d", "-f", "0", "-tr", RUN.trainer]
     argv = folders.stock(PREDICT, *words, "-device", "cpu", "-npp", "1", "-nps", "1")
     subprocess.run(argv, env=folders.environment, cwd=folders.folder, check=True, capture_output=True)
-    assert (tmp_path / "out" / "made_000.nii.gz").stat().st_size > 0
+    assert (tmp_path / "out" / image.name.replace("_0000", "")).stat().st_size > 0

@@ -71,11 +71,29 @@ def test_a_budget_of_hours_finishes(bench, scripted) -> None:
 
 
 def test_nan_losses_stop_and_leave_the_last_good_checkpoint(bench, scripted) -> None:
-    losses = [0.5, 0.4, math.nan]
-    trainer, code = bench.train(scripted([0.5, 0.6], losses), epochs=9, checkpoint_minutes=0)
-    assert (code, trainer.current_epoch) == (Exit.NAN, 4)
+    import torch
+
+    cls = scripted([0.5, 0.6], [0.5, 0.4, math.nan])
+    trainer = bench.trainer(cls, epochs=9, iterations=2, val_iterations=1)
+    after_steps = trainer.on_train_epoch_end
+
+    def spoil_the_weights(steps) -> None:
+        after_steps(steps)
+        if trainer.current_epoch == 2:
+            with torch.no_grad():
+                next(trainer.network.parameters()).fill_(math.nan)
+
+    trainer.on_train_epoch_end = spoil_the_weights
+    with pytest.raises(SystemExit) as left:
+        trainer.run_training()
+    assert (left.value.code, trainer.current_epoch) == (Exit.NAN, 4)
     assert bench.facts("latest").current_epoch == 2
     assert not (bench.folder / "checkpoint_final.pth").exists()
+
+
+def test_weights_that_survived_nan_losses_are_kept(bench, scripted) -> None:
+    _, code = bench.train(scripted([0.5, 0.6], [0.5, 0.4, math.nan]), epochs=9)
+    assert (code, bench.facts("latest").current_epoch) == (Exit.NAN, 4)
 
 
 def test_a_cooldown_anneals_the_learning_rate_and_then_finishes(bench, scripted) -> None:

@@ -209,7 +209,7 @@ def test_a_request_to_pause_is_obeyed_and_consumed_and_a_stale_one_and_a_second_
 
 def test_an_unreadable_request_is_told_once_and_one_to_stop_now_drops_the_epoch(trained: Trained) -> None:
     before = trained.epoch
-    life = trained.start(NNX_ITERATIONS=100)
+    life = trained.start(NNX_ITERATIONS=5000)
     life.wait_for(BEGUN)
     (trained.folder / ".nnx" / "stop.json").write_text('{"run_id": ')
     life.wait_for("a stop request is not obeyed")

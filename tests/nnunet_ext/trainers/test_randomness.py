@@ -19,7 +19,7 @@ def test_a_paused_and_resumed_training_is_bit_equal_to_one_that_never_stopped(be
     after_epoch = half.on_epoch_end
 
     def pause_after_two() -> None:
-        if half.current_epoch == 0:
+        if half.current_epoch == 1:
             bench.control.request_stop("epoch", "pause", "half way", by="me")
         after_epoch()
 
