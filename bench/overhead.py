@@ -10,6 +10,7 @@ takes the same second of each. The order of the two changes from round to round.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -81,6 +82,7 @@ def main() -> None:
             seconds[name].append(turn(trainers[name]))
     for trainer in trainers.values():
         trainer.on_train_end()
+    gc.unfreeze()  # as run_training does, which is not used here
     stock, nnx = (statistics.median(seconds[name]) for name in ("stock", "nnx"))
     ratios = [ours / theirs for ours, theirs in zip(seconds["nnx"], seconds["stock"], strict=True)]
     print("\nseconds an epoch:", {name: [round(one, 3) for one in values] for name, values in seconds.items()})

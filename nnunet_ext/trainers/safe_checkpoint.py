@@ -45,6 +45,7 @@ class SafeCheckpoint(Power):
     """
 
     _nnx_snapshot: Snapshot | None = None
+    _nnx_copies_only = False
     _nnx_writer: ThreadPoolExecutor | None = None
     _nnx_pending: tuple[Future[None], ...] = ()
     _nnx_on_disk: tuple[int, float] = (-1, -math.inf)  # epochs in the newest checkpoint_latest, and when it was taken
@@ -58,7 +59,8 @@ class SafeCheckpoint(Power):
         for content in captured:
             snapshot = _snapshot(content, self.current_epoch + 1)
             self._nnx_remember(snapshot)
-            self._nnx_write(snapshot, Path(filename))
+            if not self._nnx_copies_only:
+                self._nnx_write(snapshot, Path(filename))
         if Path(filename) == self.nnx_checkpoint("final"):
             self._nnx_wait(strictly=True)  # nnU-Net deletes checkpoint_latest next
 
@@ -113,12 +115,12 @@ class SafeCheckpoint(Power):
 
     def _nnx_take_snapshot(self) -> None:
         self.current_epoch -= 1  # save_checkpoint stores current_epoch + 1
-        name = str(self.nnx_checkpoint("latest"))
-        with _captured(name) as captured:
-            super().save_checkpoint(name)
-        self.current_epoch += 1
-        for content in captured:
-            self._nnx_remember(_snapshot(content, self.current_epoch))
+        self._nnx_copies_only = True
+        try:
+            self.save_checkpoint(str(self.nnx_checkpoint("latest")))  # through every power: they add to what is saved
+        finally:
+            self._nnx_copies_only = False
+            self.current_epoch += 1
 
     def _nnx_remember(self, snapshot: Snapshot) -> None:
         """Weights of NaN are worth no copy: the one before stays."""

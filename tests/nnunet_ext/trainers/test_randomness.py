@@ -5,17 +5,19 @@ import pytest
 pytestmark = [pytest.mark.nnunet, pytest.mark.filterwarnings("default")]
 
 
-def test_a_paused_and_resumed_training_is_bit_equal_to_one_that_never_stopped(bench) -> None:
+@pytest.mark.parametrize("dice", [[0.3, 0.4, 0.5, 0.6], [0.6, 0.5, 0.4, 0.3]], ids=["new bests", "no new best"])
+def test_a_paused_and_resumed_training_is_bit_equal_to_one_that_never_stopped(bench, scripted, dice) -> None:
     import torch
 
     def weights(trainer):
         return {name: value.clone() for name, value in trainer.network.state_dict().items()}
 
-    straight, _ = bench.train(epochs=4, seed=7, iterations=3, val_iterations=2)
+    cls = scripted(dice)
+    straight, _ = bench.train(cls, epochs=4, seed=7, iterations=3, val_iterations=2)
     expected, history = weights(straight), bench.facts("final").logging
     bench.folder.rename(bench.folder.with_name("straight"))
 
-    half = bench.trainer(epochs=4, seed=7, iterations=3, val_iterations=2)
+    half = bench.trainer(cls, epochs=4, seed=7, iterations=3, val_iterations=2)
     after_epoch = half.on_epoch_end
 
     def pause_after_two() -> None:
@@ -28,7 +30,7 @@ def test_a_paused_and_resumed_training_is_bit_equal_to_one_that_never_stopped(be
         half.run_training()
     assert half.current_epoch == 2
     torch.manual_seed(99)
-    resumed, _ = bench.train(resume="latest", epochs=4, iterations=3, val_iterations=2)
+    resumed, _ = bench.train(cls, resume="latest", epochs=4, iterations=3, val_iterations=2)
     assert resumed.current_epoch == 4
     got = bench.facts("final").logging
     for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
