@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nnunet_ext.checkpoint import Checkpoint
 from nnunet_ext.control import Control
 from nnunet_ext.errors import NnxError
-from nnunet_ext.history import History
 from nnunet_ext.host import HERE
 from nnunet_ext.layout import CHECKPOINT_KINDS, Layout
+from nnunet_ext.remembered import Facts, Remembered, remembered_here
 from nnunet_ext.run import Run
 from nnunet_ext.running import StockTraining, is_running, stock_trainings
 
@@ -22,7 +21,7 @@ State = Literal["running", "stopped", "finished", "moved", "new"]
 @dataclass(frozen=True)
 class Saved:
     """One checkpoint file of a run. `valid` means that its facts could be read and agree; the checksums of its
-    weights are not read here (Checkpoint.verify does)."""
+    weights are not read here (checkpoint.whole does)."""
 
     kind: str
     path: Path
@@ -51,45 +50,50 @@ def survey(layout: Layout[Path]) -> list[Status]:
     """The status of every run under nnUNet_results, in the order of their names."""
     runs = list(layout.runs(HERE))
     stock = stock_trainings() if runs else []
-    return [status(run, layout, stock) for run in runs]
+    remembered = remembered_here()
+    found = [status(run, layout, stock, remembered) for run in runs]
+    remembered.keep()
+    return found
 
 
-def status(run: Run, layout: Layout[Path], stock: list[StockTraining]) -> Status:
+def status(run: Run, layout: Layout[Path], stock: list[StockTraining], remembered: Remembered) -> Status:
     """One run's status; what cannot be read is left unknown and named in `trouble`."""
-    read = [_checkpoint(kind, layout.checkpoint(run, kind)) for kind in CHECKPOINT_KINDS]
-    saved = tuple(s for s, _ in read if s is not None)
-    newest = max((c for _, c in read if c is not None), key=lambda c: c.current_epoch, default=None)
+    facts = {kind: _facts(layout.checkpoint(run, kind), remembered) for kind in CHECKPOINT_KINDS}
+    saved = tuple(_saved(kind, layout.checkpoint(run, kind), known) for kind, known in facts.items() if known)
+    newest = max(
+        (f for f in facts.values() if f and f.epoch is not None), key=lambda f: f.epoch or 0, default=Facts(None)
+    )
     trouble = [f"checkpoint_{s.kind}: {s.trouble}" for s in saved if s.trouble]
     try:
         state = _state(run, layout, stock, saved)
     except (NnxError, OSError) as hidden:
         state = "stopped" if saved else "new"
         trouble.append(str(hidden))
-    history = None if newest is None else History.from_logging(newest.logging)
     return Status(
         run=run,
         folder=layout.fold_folder(run),
         state=state,
-        epoch=None if newest is None else newest.current_epoch,
+        epoch=newest.epoch,
         num_epochs=_num_epochs(layout.debug_json(run)),
-        ema=None if history is None or not history.ema else history.ema[-1],
-        best_ema=None if history is None else history.best_ema,
+        ema=newest.ema,
+        best_ema=newest.best_ema,
         checkpoints=saved,
         trouble="; ".join(trouble),
     )
 
 
-def _checkpoint(kind: str, path: Path) -> tuple[Saved | None, Checkpoint | None]:
+def _facts(path: Path, remembered: Remembered) -> Facts | None:
     try:
-        size_bytes = path.stat().st_size
-    except OSError as absent:
-        missing = isinstance(absent, (FileNotFoundError, NotADirectoryError))
-        return (None if missing else Saved(kind, path, None, False, 0, str(absent))), None
-    try:
-        known = Checkpoint.read(path)
-    except (NnxError, OSError) as trouble:
-        return Saved(kind, path, None, False, size_bytes, str(trouble)), None
-    return Saved(kind, path, known.current_epoch, True, size_bytes), known
+        return remembered.facts(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as hidden:
+        return Facts(None, trouble=str(hidden))
+
+
+def _saved(kind: str, path: Path, facts: Facts) -> Saved:
+    size_bytes = path.stat().st_size if path.exists() else 0
+    return Saved(kind, path, facts.epoch, facts.epoch is not None, size_bytes, facts.trouble)
 
 
 def _state(run: Run, layout: Layout[Path], stock: list[StockTraining], saved: tuple[Saved, ...]) -> State:

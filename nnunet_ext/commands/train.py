@@ -52,7 +52,7 @@ def train(
     from datetime import datetime
 
     from nnunet_ext import start as starting
-    from nnunet_ext.errors import Usage, exit_of_child
+    from nnunet_ext.errors import Exit, Usage, exit_of_child
     from nnunet_ext.host import HERE
     from nnunet_ext.training import default_device
 
@@ -69,7 +69,12 @@ def train(
     _tell(voice, start, asked, argv)
     if start.aside is not None:
         layout.fold_folder(run).rename(start.aside)
-    return exit_of_child(HERE.run_attached(argv, env))
+    code = exit_of_child(HERE.run_attached(argv, env))
+    if code in (Exit.STOP_REQUESTED, Exit.REQUEUE, Exit.INTERRUPTED):
+        again = shlex.join(["nnx", "train", *run.words(), "--c"])
+        there = layout.checkpoint(run, "latest").exists() or layout.checkpoint(run, "final").exists()
+        voice.say(f"Go on with: {again}" if there else "No epoch was completed, so nothing was saved.")
+    return code
 
 
 def _tell(voice: Voice, start: Start, asked: Mapping[str, Value], argv: list[str]) -> None:

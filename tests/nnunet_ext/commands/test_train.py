@@ -69,6 +69,15 @@ def test_a_scheduler_is_asked_to_requeue_whatever_its_signal_met(planned, monkey
     assert run(["train", "4", "3d_fullres", "0", "--device", "cpu"]) == ours
 
 
+def test_a_stop_says_how_to_go_on_or_that_there_is_nothing(planned, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(LocalHost, "run_attached", lambda self, argv, env: 130)
+    run(["train", "4", "3d_fullres", "0", "--device", "cpu"])
+    assert "No epoch was completed" in capsys.readouterr().err
+    save(planned, "latest")
+    run(["train", "4", "3d_fullres", "0", "--device", "cpu", "--c"])
+    assert "Go on with: nnx train 4 3d_fullres 0 --c" in capsys.readouterr().err
+
+
 def test_settings_of_the_file_and_the_environment_reach_the_child(planned, started, monkeypatch) -> None:
     Path("nnx.toml").write_text("target = 0.8\npatience = 50\n")
     monkeypatch.setenv("NNX_PATIENCE", "none")
