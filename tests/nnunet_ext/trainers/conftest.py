@@ -11,29 +11,18 @@ from typing import Any
 
 import made_data
 import pytest
+from fold import Fold
 
-from nnunet_ext.control import Control
 from nnunet_ext.layout import Layout
 from nnunet_ext.run import Run
 
 
 @dataclass
-class Bench:
+class Bench(Fold):
     """A copy of the made dataset's folders and a way to train in them."""
 
     layout: Layout[Path]
     run: Run  # of the trainer made last
-
-    @property
-    def folder(self) -> Path:
-        return self.layout.fold_folder(self.run)
-
-    @property
-    def control(self) -> Control:
-        return Control(self.layout.control_folder(self.run))
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.control.events() if event["event"] == kind]
 
     def trainer(self, cls: type[Any] | None = None, resume: str | None = None, **settings: object) -> Any:
         """A trainer with every power (or of the class given), its settings in the environment; `resume` names the
@@ -63,11 +52,6 @@ class Bench:
         except SystemExit as left:
             return trainer, int(left.code or 0)
         return trainer, 0
-
-    def facts(self, kind: str) -> Any:
-        from nnunet_ext.checkpoint import Checkpoint
-
-        return Checkpoint.read(self.layout.checkpoint(self.run, kind))
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ from typing import Any
 import made_data
 import psutil
 import pytest
+from fold import Fold
 from lives import Life
 
-from nnunet_ext.checkpoint import Checkpoint, whole
-from nnunet_ext.control import Control
+from nnunet_ext.checkpoint import Checkpoint
 from nnunet_ext.errors import Exit
 from nnunet_ext.layout import Layout
-from nnunet_ext.promote import newest_checkpoint
 from nnunet_ext.run import Run
 
 pytestmark = pytest.mark.nnunet
@@ -28,42 +27,23 @@ BEGUN, DONE = ": Current learning rate", ": Epoch time"  # with rank 0's time be
 ENDS_WITHIN_S = 180
 
 
-class Together:
+class Together(Fold):
     """One fold, trained by two ranks."""
 
     def __init__(self, layout: Layout[Path], folder: Path) -> None:
         self.layout = layout
-        self.folder = folder
+        self.scratch = folder
         self.run = Run(made_data.DATASET, "2d", 0)
         self.processes: list[subprocess.Popen[bytes]] = []
-
-    @property
-    def fold_folder(self) -> Path:
-        return self.layout.fold_folder(self.run)
-
-    @property
-    def control(self) -> Control:
-        return Control(self.layout.control_folder(self.run))
-
-    @property
-    def epoch(self) -> int:
-        """Completed epochs in the newest checkpoint; 0 without any."""
-        checkpoints = list(self.fold_folder.glob("*.pth"))
-        assert [problem for problem in map(whole, checkpoints) if problem is not None] == []
-        if not checkpoints:
-            return 0
-        newest = newest_checkpoint(self.fold_folder)
-        assert newest.inconsistency() is None
-        return newest.current_epoch
 
     def start(self, **settings: Any) -> Life:
         asked = {"NNX_EPOCHS": 100, "NNX_ITERATIONS": 10, "NNX_VAL_ITERATIONS": 2, "nnUNet_n_proc_DA": 0, **settings}
         told = {name: str(value) for name, value in asked.items()}
-        told |= {"NNX_FOLD_FOLDER": str(self.fold_folder), "OMP_WAIT_POLICY": "passive"}
+        told |= {"NNX_FOLD_FOLDER": str(self.folder), "OMP_WAIT_POLICY": "passive"}
         argv = [sys.executable, str(GLOO), *self.run.words(), "-num_gpus", "2", "-device", "cuda"]
         if self.epoch:
             argv.append("--c")
-        output = self.folder / f"together{len(self.processes)}.out"
+        output = self.scratch / f"together{len(self.processes)}.out"
         with output.open("wb") as file:
             process = subprocess.Popen(
                 argv,
@@ -147,8 +127,8 @@ def test_a_target_that_rank_0_sees_reached_finishes_both_with_one_final_checkpoi
     life = together.start(NNX_TARGET=0.0001, NNX_MIN_EPOCHS=before + 2)
     assert life.code(2 * ENDS_WITHIN_S) == Exit.TARGET
     assert life.output.count(DONE) == 2
-    assert {path.name for path in together.fold_folder.glob("*.pth")} == {"checkpoint_best.pth", "checkpoint_final.pth"}
-    assert Checkpoint.read(together.fold_folder / "checkpoint_final.pth").current_epoch == before + 2
+    assert {path.name for path in together.folder.glob("*.pth")} == {"checkpoint_best.pth", "checkpoint_final.pth"}
+    assert Checkpoint.read(together.folder / "checkpoint_final.pth").current_epoch == before + 2
     assert together.layout.validation_summary(together.run).exists()
     assert [event["event"] for event in together.control.events()].count("stopped") == len(together.processes) - 1
     assert life.left_over() == []

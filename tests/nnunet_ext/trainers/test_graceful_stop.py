@@ -15,13 +15,12 @@ from typing import Any
 import made_data
 import pytest
 from failpoint import Failpoint
+from fold import Fold
 from lives import LAUNCH, Life, Lives, living, until
 
-from nnunet_ext.checkpoint import Checkpoint, whole
-from nnunet_ext.control import Control
+from nnunet_ext.checkpoint import Checkpoint
 from nnunet_ext.errors import Exit
 from nnunet_ext.layout import Layout
-from nnunet_ext.promote import newest_checkpoint
 from nnunet_ext.run import Run
 
 pytestmark = pytest.mark.nnunet
@@ -49,7 +48,7 @@ class nnUNetTrainerTroubled(nnUNetTrainer):
 
 
 @dataclass
-class Trained:
+class Trained(Fold):
     """One fold and the trainings of it."""
 
     lives: Lives
@@ -68,28 +67,6 @@ class Trained:
     def arguments(self) -> list[str]:
         go_on = ["--c"] if list(self.folder.glob("*.pth")) else []
         return [*self.run.words(), "-device", "cpu", *go_on]
-
-    @property
-    def folder(self) -> Path:
-        return self.layout.fold_folder(self.run)
-
-    @property
-    def control(self) -> Control:
-        return Control(self.layout.control_folder(self.run))
-
-    @property
-    def epoch(self) -> int:
-        """Completed epochs in the newest checkpoint, 0 without any; every checkpoint must be whole and consistent."""
-        checkpoints = list(self.folder.glob("*.pth"))
-        assert [problem for problem in map(whole, checkpoints) if problem is not None] == []
-        if not checkpoints:
-            return 0
-        newest = newest_checkpoint(self.folder)
-        assert newest.inconsistency() is None
-        return newest.current_epoch
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.control.events() if event["event"] == kind]
 
     def is_finished(self) -> bool:
         kinds = {path.name for path in self.folder.glob("*.pth")}
