@@ -100,6 +100,7 @@ def environment(
     roots = zip(ROOTS, (layout.raw, layout.preprocessed, layout.results), strict=True)
     told = {root: str(folder) for root, folder in roots} | training.environment(asked)
     told["NNX_FOLD_FOLDER"] = str(layout.fold_folder(start.run))
+    told["PYTHONUNBUFFERED"] = "1"  # whoever follows the output in a file or a pipe sees each line when it is written
     told["PYTHONSAFEPATH"] = "1"  # a stray folder of the working directory is no module of ours
     if start.checkpoint is not None:
         told["NNX_CHECKPOINT"] = str(start.checkpoint)

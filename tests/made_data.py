@@ -20,7 +20,13 @@ from nnunet_ext.plans import Plans
 
 DATASET = os.environ.get("NNX_TEST_DATASET", "Dataset042_Made")
 CASES = 10
-QUIET = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+QUIET = {
+    "nnUNet_n_proc_DA": "1",
+    "nnUNet_def_n_proc": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",  # tests wait for lines
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def prepared(folder: Path) -> Layout[Path]:
